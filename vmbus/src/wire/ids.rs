@@ -57,3 +57,30 @@ impl fmt::Display for Sint {
         write!(f, "SINT {}", self.0)
     }
 }
+
+/// A channel's number on the bus ("child relid"), chosen by the host.
+///
+/// 1 to 2047 on the wire from us; from a guest it may be anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Relid(pub u32);
+
+impl Relid {
+    /// One more than the largest number: the event-flags page has so many bits.
+    pub const END: u32 = 2048;
+}
+
+impl fmt::Display for Relid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "relid {}", self.0)
+    }
+}
+
+/// A page list's number ("gpadl id"), chosen by the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GpadlId(pub u32);
+
+impl fmt::Display for GpadlId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gpadl {:#x}", self.0)
+    }
+}

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use zerocopy::{Immutable, IntoBytes};
+
 /// The most bytes that a message can carry.
 pub const MAX_PAYLOAD: usize = 240;
 
@@ -24,6 +26,19 @@ impl Payload {
         let mut copy = [0; MAX_PAYLOAD];
         copy.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(Self { bytes: copy, len })
+    }
+
+    /// A fixed-size head and what follows it; as much of it as fits.
+    pub(super) fn of<T: IntoBytes + Immutable>(head: &T, tail: &[u8]) -> Self {
+        const { assert!(size_of::<T>() <= MAX_PAYLOAD) };
+        let mut bytes = [0; MAX_PAYLOAD];
+        let mut len = 0;
+        let source = head.as_bytes().iter().chain(tail);
+        for (to, from) in bytes.iter_mut().zip(source) {
+            *to = *from;
+            len += 1;
+        }
+        Self { bytes, len }
     }
 
     /// The bytes.

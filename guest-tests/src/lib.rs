@@ -1,2 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Placeholder.
+//! The harness behind `cargo xtask`: stock kernels, guest images, the nest,
+//! and the tests that stock kernels judge.
+//!
+//! ```text
+//!  apt ──► kernels ──► image ──► place: here or nest ──► vmm ──► guest ──► agent
+//!  packages vmlinuz     initramfs          │
+//!           modules     + agent            └─ QEMU's software emulation, when
+//!                                             /dev/kvm can't boot stock kernels
+//! ```
+//!
+//! Each module is one step of that way; [`cases`] holds what is tested.
+#![forbid(unsafe_code)]
+
+pub mod apt;
+pub mod build;
+pub mod bzimage;
+pub mod cpio;
+pub mod elf;
+pub mod error;
+pub mod exec;
+pub mod image;
+pub mod kernels;
+pub mod modules;
+pub mod nest;
+pub mod paths;
+pub mod place;
+pub mod progress;
+pub mod terminal;
+pub mod tools;

@@ -1,3 +1,133 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: the command line in front of the harness.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use guest_tests::error::{Result, failed};
+use guest_tests::exec::{self, Exec};
+use guest_tests::image::Image;
+use guest_tests::progress::say;
+
+/// Everything around `vmm` that needs stock kernels or a place where VMs run.
+///
+/// What is missing is installed (as root, from Debian's packages) or named.
+/// Downloads and images are kept under target/guest-cache; once they are there
+/// no network is needed.
+///
+/// VMs run on this machine's /dev/kvm if that boots stock kernels, otherwise in
+/// "the nest", an emulated machine that sees this machine's files. XTASK_NEST=always
+/// or =never overrules that choice. In the nest, only $XTASK_SCRATCH
+/// (target/guest-scratch unless set) is written through to this machine.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Runs a command where VMs can run; its output and exit status are the command's.
+    ///
+    /// Ends with 124 if --timeout ended it, 125 if the nest failed, 126 if the
+    /// command can't be run, 127 if it isn't found, 128+N if signal N ended it.
+    Exec {
+        /// End it after this long, e.g. 90s or 5m
+        #[arg(long, value_parser = duration)]
+        timeout: Option<Duration>,
+        /// In the nest with deterministic time: one instruction is one nanosecond
+        #[arg(long)]
+        icount: bool,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<OsString>,
+    },
+    /// Builds a guest's kernel and initial RAM disk and prints their paths.
+    Image {
+        /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie or sid
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Unpack the ELF vmlinux too
+        #[arg(long)]
+        vmlinux: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let (result, failure) = match cli.command {
+        Cmd::Exec {
+            timeout,
+            icount,
+            argv,
+        } => (
+            exec::exec(&Exec {
+                argv,
+                timeout,
+                icount,
+            }),
+            125,
+        ),
+        Cmd::Image {
+            name,
+            json,
+            vmlinux,
+        } => (image(&name, json, vmlinux), 1),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            say(error);
+            ExitCode::from(failure)
+        }
+    }
+}
+
+fn image(name: &str, json: bool, vmlinux: bool) -> Result<u8> {
+    let image = Image::guest(name)?;
+    let mut paths = vec![
+        ("kernel", image.kernel.vmlinuz()),
+        ("initramfs", image.initramfs),
+    ];
+    if vmlinux {
+        paths.push(("vmlinux", image.kernel.vmlinux()?));
+    }
+    if json {
+        let mut object = serde_json::Map::new();
+        object.insert("name".into(), name.into());
+        object.insert("release".into(), image.kernel.release.into());
+        for (what, path) in paths {
+            object.insert(what.into(), path.display().to_string().into());
+        }
+        println!("{}", serde_json::Value::from(object));
+    } else {
+        println!("release   {}", image.kernel.release);
+        for (what, path) in paths {
+            println!("{what:9} {}", path.display());
+        }
+    }
+    Ok(0)
+}
+
+/// `90s`, `5m`, `500ms`, or seconds.
+fn duration(text: &str) -> Result<Duration> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| failed("duration", "such as 90s, 5m or 500ms"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err(failed("duration", "such as 90s, 5m or 500ms")),
+    }
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The test agent's two protocols, shared by the agent and by whoever drives it.
+//!
+//! The same static program is `/init` in two kinds of machine:
+//!
+//! ```text
+//!  cargo xtask ──frames over virtio-serial──► agent in the nest (L1)
+//!                                              └─ vmm ──lines over COM1──► agent in the guest (L2)
+//! ```
+//!
+//! * [`frame`] and [`job`] carry many commands at once to the nest, with their
+//!   input, output, signals and terminals. The channel is binary and private.
+//! * [`line`] carries one command at a time to a guest through its serial
+//!   console, where kernel messages may appear between our lines.
+#![forbid(unsafe_code)]
+
+pub mod frame;
+pub mod job;
+pub mod line;

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `/init` of our test machines: the nest (L1) and the guests in it (L2).
+//!
+//! PID 1 prepares the machine, starts itself once more as the server of its
+//! role, reaps orphans, and powers off when the server ends. The kernel's
+//! command line decides: `agent.role=nest`, else a guest.
+#![forbid(unsafe_code)]
+// The library half has the public surface; what is public here is internal.
+#![allow(unreachable_pub)]
+
+mod child;
+mod guest;
+mod machine;
+mod nest;
+mod process;
+
+use std::process::{Command, ExitCode};
+
+/// Where the agent finds itself in every image.
+const SELF: &str = "/init";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let mode = args.next();
+    match mode.as_deref().and_then(|mode| mode.to_str()) {
+        Some("--job") => child::become_job(args.collect()),
+        Some("--serve-nest") => nest::serve(),
+        Some("--serve-guest") => guest::serve(),
+        _ if std::process::id() == 1 => init(),
+        _ => {
+            eprintln!("guest-agent: runs as /init of a test machine, see `cargo xtask --help`");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn init() -> ExitCode {
+    machine::mount_basics();
+    let role = machine::cmdline_value("agent.role").unwrap_or_default();
+    let server = if role == "nest" {
+        nest::prepare();
+        "--serve-nest"
+    } else {
+        guest::prepare();
+        "--serve-guest"
+    };
+    match Command::new(SELF).arg(server).spawn() {
+        Ok(server) => process::reap_until(server.id()),
+        Err(error) => eprintln!("agent: cannot start {SELF} {server}: {error}"),
+    }
+    machine::power_off()
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Initial RAM disks: the agent as `/init`, busybox, and modules.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::apt::Release;
+use crate::build;
+use crate::cpio::Archive;
+use crate::error::{Context, Result, output_of};
+use crate::kernels::Kernel;
+use crate::modules::{Modules, modules_dep};
+use crate::paths::{self, Lock};
+use crate::progress::whisper;
+
+const LAYER: &str = "image";
+
+/// Counted up when what is put into images changes in a way that the names and
+/// files below don't show.
+const FORMAT: u32 = 1;
+
+/// Modules of a guest's image, whole directories with a `/` at the end.
+const GUEST_MODULES: &[&str] = &[
+    "drivers/hv/",
+    "drivers/uio/",
+    "drivers/ptp/",
+    "hv_sock",
+    "hyperv_keyboard",
+    "hv_netvsc",
+    "hv_storvsc",
+    "vsock",
+    "ext4",
+    "xfs",
+    "brd",
+    "loop",
+    "crc32c_intel",
+    "crc32c_generic",
+];
+
+/// Modules of the nest's image, in the order they are loaded in.
+const NEST_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm_amd",
+    "tun",
+    "vhost_vsock",
+    "vsock_loopback",
+    "vhost_net",
+    "loop",
+    "fuse",
+];
+
+/// A kernel and the initial RAM disk that goes with it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The initial RAM disk.
+    pub initramfs: PathBuf,
+}
+
+impl Image {
+    /// The image of a guest, built if it isn't in the cache.
+    pub fn guest(name: &str) -> Result<Self> {
+        Self::build("guest", Kernel::get(name)?, GUEST_MODULES)
+    }
+
+    /// The image of the nest itself.
+    pub fn nest() -> Result<Self> {
+        Self::build("nest", Kernel::get(crate::kernels::NEST)?, NEST_MODULES)
+    }
+
+    fn build(role: &str, kernel: Kernel, modules: &[&str]) -> Result<Self> {
+        let agent = build::agent()?;
+        let busybox = busybox()?;
+        let _lock = Lock::take(&format!("image-{role}-{}", kernel.name))?;
+        let initramfs = paths::cache("images")?.join(format!("{role}-{}.cpio", kernel.name));
+        let key_file = initramfs.with_extension("key");
+        let key = key(&kernel, modules, &[&agent, &busybox])?;
+        let known = fs::read_to_string(&key_file).unwrap_or_default();
+        if known != key || !initramfs.exists() {
+            whisper(format_args!("building the {role} image of {}", kernel.name));
+            let _ = fs::remove_file(&key_file);
+            let bytes = compose(&kernel, modules, &agent, &busybox)?;
+            // A machine that reads the old one keeps it.
+            let fresh = initramfs.with_extension("unfinished");
+            fs::write(&fresh, bytes).context(LAYER, fresh.display())?;
+            fs::rename(&fresh, &initramfs).context(LAYER, initramfs.display())?;
+            fs::write(&key_file, key).context(LAYER, key_file.display())?;
+        }
+        Ok(Self { kernel, initramfs })
+    }
+}
+
+/// What an image is made from, as text to compare.
+fn key(kernel: &Kernel, modules: &[&str], files: &[&Path]) -> Result<String> {
+    let mut key = format!(
+        "format {FORMAT}\nkernel {}\nmodules {modules:?}\n",
+        kernel.release
+    );
+    for file in files {
+        let about = fs::metadata(file).context(LAYER, file.display())?;
+        let time = about.modified().context(LAYER, file.display())?;
+        key.push_str(&format!("{} {} {time:?}\n", file.display(), about.len()));
+    }
+    Ok(key)
+}
+
+fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).context(LAYER, path.display());
+    let mut archive = Archive::default();
+    for dir in [
+        "dev", "proc", "sys", "tmp", "run", "root", "etc", "mnt", "var",
+    ] {
+        archive.directory(dir);
+    }
+    // Before anything is mounted the kernel opens this one for /init.
+    archive.device("dev/console", 0o600, 5, 1);
+    archive.device("dev/null", 0o666, 1, 3);
+    archive.file("init", 0o755, &read(agent)?);
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    for applet in applets(busybox)? {
+        archive.link(&applet, "/bin/busybox");
+    }
+    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
+
+    let all = Modules::scan(&kernel.modules())?;
+    let mut names = Vec::new();
+    for name in wanted {
+        match name.strip_suffix('/') {
+            Some(dir) => names.extend(all.in_directory(dir)),
+            None => names.push((*name).to_owned()),
+        }
+    }
+    let modules = all.closure(&names)?;
+    let root = format!("lib/modules/{}", kernel.release);
+    archive.directory(&root);
+    for module in &modules {
+        archive.file(&format!("{root}/{}", module.path), 0o644, &module.data);
+    }
+    archive.file(
+        &format!("{root}/modules.dep"),
+        0o644,
+        modules_dep(&modules).as_bytes(),
+    );
+    // Everything of the nest's, in an order that works.
+    let order: String = modules
+        .iter()
+        .map(|module| format!("/{root}/{}\n", module.path))
+        .collect();
+    archive.file("modules.load", 0o644, order.as_bytes());
+    Ok(archive.finish())
+}
+
+/// Where busybox wants its links: `bin/ls`, `sbin/modprobe`, …
+fn applets(busybox: &Path) -> Result<Vec<String>> {
+    let list = output_of(LAYER, Command::new(busybox).arg("--list-full"))?;
+    let list = String::from_utf8_lossy(&list);
+    let wanted = list
+        .lines()
+        .filter(|path| *path != "bin/busybox" && !path.is_empty());
+    Ok(wanted.map(str::to_owned).collect())
+}
+
+/// A static busybox, unpacked rather than installed: it would replace the
+/// machine's own.
+fn busybox() -> Result<PathBuf> {
+    let _lock = Lock::take("busybox")?;
+    let dir = paths::cache("")?.join("busybox");
+    let find = || {
+        ["usr/bin/busybox", "bin/busybox"]
+            .map(|path| dir.join(path))
+            .into_iter()
+            .find(|path| path.is_file())
+    };
+    if let Some(path) = find() {
+        return Ok(path);
+    }
+    let release_name = "bookworm";
+    let _apt = Lock::take(&format!("apt-{release_name}"))?;
+    let release = Release::open(release_name)?;
+    let fresh = paths::unfinished(&dir)?;
+    if release.unpack("busybox-static", &fresh).is_err() {
+        release.refresh()?;
+        release.unpack("busybox-static", &fresh)?;
+    }
+    paths::finish(&fresh, &dir)?;
+    find().ok_or_else(|| crate::error::failed(LAYER, "busybox-static has no busybox"))
+}

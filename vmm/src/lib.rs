@@ -1,2 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Placeholder.
+//! A minimal KVM virtual machine monitor for Linux guests on "Hyper-V".
+//!
+//! This crate is everything that has a file descriptor: KVM, memory, threads,
+//! the terminal. The protocols are in `vmbus` and `ics-devices`, which know of
+//! none of these. It is a program first; the library exists so that its parts
+//! can be tested, fuzzed and measured.
+//!
+//! ```text
+//! supervisor ── the process: reset, exit codes, event loop
+//!   └─ machine ── one life of a machine
+//!        ├─ boot, acpi, memory ── what the guest finds in its RAM
+//!        ├─ cpu ── CPUID, registers, the vCPU threads
+//!        ├─ hyperv ── CPUID leaves, MSRs, hypercalls, SynIC
+//!        └─ devices ── COM1, clock, power
+//! ```
+
+pub mod acpi;
+pub mod boot;
+pub mod cli;
+pub mod cpu;
+pub mod devices;
+pub mod events;
+pub mod hyperv;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod supervisor;
+mod sys;
+pub mod terminal;

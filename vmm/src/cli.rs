@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line of `vmm`, parsed into checked values.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValue;
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::hyperv::SynicMode;
+
+/// A number that no machine needs more of; KVM has its own, lower limit.
+const MAX_CPUS: u32 = 4096;
+
+/// Boot a Linux kernel in a KVM virtual machine that looks like Hyper-V.
+///
+/// The guest's console is this terminal. Ctrl-A x quits, Ctrl-A Ctrl-A sends a
+/// Ctrl-A.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmm",
+    version,
+    after_help = "\
+Examples:
+  vmm --kernel bzImage --initramfs rd.img
+  vmm --kernel vmlinux --initramfs rd.img --cpus 4 --memory 2G --cmdline 'console=ttyS0 quiet'
+  vmm --kernel bzImage --initramfs rd.img --serial file=console.log --timeout 60s --on-reset exit
+
+Exit codes: 0 the guest powered off, 1 the host failed, 2 usage, 10 the guest reset and
+--on-reset exit, 20 the guest crashed, 30 timeout, 130 interrupted."
+)]
+pub struct Args {
+    /// Kernel to boot: a bzImage or an ELF vmlinux
+    #[arg(long, value_name = "PATH")]
+    pub kernel: PathBuf,
+
+    /// Initial RAM disk
+    #[arg(long, alias = "initrd", value_name = "PATH")]
+    pub initramfs: Option<PathBuf>,
+
+    /// Kernel command line
+    #[arg(
+        long,
+        value_name = "STR",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: String,
+
+    /// Number of vCPUs
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = cpus,
+        allow_hyphen_values = true
+    )]
+    pub cpus: NonZeroU32,
+
+    /// Guest memory, such as 256M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = memory, allow_hyphen_values = true)]
+    pub memory: u64,
+
+    /// Back the guest's memory with 2 MiB huge pages, which have to be reserved
+    #[arg(long)]
+    pub hugepages: bool,
+
+    /// The guest's first serial port: this terminal, nothing, or a file for its output
+    #[arg(long, value_name = "tty|null|file=PATH", default_value = "tty", value_parser = serial)]
+    pub serial: Serial,
+
+    /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
+    #[arg(long, value_name = "auto|kernel|user", default_value = "auto")]
+    pub synic: SynicChoice,
+
+    /// When the guest powers off: exit[:CODE] or reset
+    #[arg(long, value_name = "ACTION", default_value = "exit:0", value_parser = on_shutdown)]
+    pub on_shutdown: Action,
+
+    /// When the guest resets: reset (boot again) or exit[:CODE]
+    #[arg(long, value_name = "ACTION", default_value = "reset", value_parser = on_reset)]
+    pub on_reset: Action,
+
+    /// When the guest crashes: exit[:CODE], reset, or continue (leave it to the guest)
+    #[arg(long, value_name = "ACTION", default_value = "exit:20", value_parser = on_crash)]
+    pub on_crash: Action,
+
+    /// Give up after this long, such as 90s, 5m or 500ms, and exit with 30
+    #[arg(long, value_name = "DUR", value_parser = duration, allow_hyphen_values = true)]
+    pub timeout: Option<Duration>,
+
+    /// Write events, one JSON object a line, to a file or to an open descriptor
+    #[arg(long, value_name = "PATH|fd=N", value_parser = event_log)]
+    pub event_log: Option<EventLogTarget>,
+
+    /// How much to log
+    #[arg(
+        long,
+        value_name = "off|error|warn|info|debug|trace",
+        default_value = "warn"
+    )]
+    pub log_level: log::LevelFilter,
+
+    /// Log more: -v info, -vv debug, -vvv trace
+    #[arg(short, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Log to a file instead of standard error
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Where the guest's serial port ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard input and output, in raw mode if they are a terminal.
+    Tty,
+    /// Nowhere.
+    Null,
+    /// Output to a file, no input.
+    File(PathBuf),
+}
+
+/// The SynIC that the user wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SynicChoice {
+    /// The kernel's if it has one.
+    Auto,
+    /// This one.
+    Only(SynicMode),
+}
+
+impl ValueEnum for SynicChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Auto,
+            Self::Only(SynicMode::Kernel),
+            Self::Only(SynicMode::User),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Auto => "auto",
+            Self::Only(SynicMode::Kernel) => "kernel",
+            Self::Only(SynicMode::User) => "user",
+        }))
+    }
+}
+
+/// What to do when the guest ends in one way or another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// End this process with a code.
+    Exit(u8),
+    /// Boot again in place.
+    Reset,
+    /// Note it and leave the rest to the guest.
+    Continue,
+}
+
+/// Where events are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventLogTarget {
+    /// A file, created or truncated.
+    Path(PathBuf),
+    /// An open descriptor.
+    Descriptor(i32),
+}
+
+impl Args {
+    /// The level that `--log-level` and `-v` together ask for.
+    pub fn effective_log_level(&self) -> log::LevelFilter {
+        let verbose = match self.verbose {
+            0 => log::LevelFilter::Off,
+            1 => log::LevelFilter::Info,
+            2 => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Trace,
+        };
+        self.log_level.max(verbose)
+    }
+
+    /// The SynIC that has to be used, if the user has a preference.
+    pub fn wanted_synic(&self) -> Option<SynicMode> {
+        match self.synic {
+            SynicChoice::Auto => None,
+            SynicChoice::Only(mode) => Some(mode),
+        }
+    }
+}
+
+fn cpus(text: &str) -> Result<NonZeroU32, String> {
+    let number = text.strip_prefix("boot=").unwrap_or(text);
+    number
+        .parse()
+        .ok()
+        .filter(|count: &NonZeroU32| count.get() <= MAX_CPUS)
+        .ok_or_else(|| format!("expected a number from 1 to {MAX_CPUS}"))
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str = "expected a size such as 256M or 2G";
+    let number = text.strip_prefix("size=").unwrap_or(text);
+    let (digits, shift) = match number.char_indices().next_back() {
+        Some((at, unit)) if !unit.is_ascii_digit() => {
+            let shift = match unit.to_ascii_uppercase() {
+                'K' => 10,
+                'M' => 20,
+                'G' => 30,
+                'T' => 40,
+                _ => return Err(EXPECTED.into()),
+            };
+            (number.split_at(at).0, shift)
+        }
+        _ => (number, 0),
+    };
+    let size = digits
+        .parse::<u64>()
+        .map_err(|_| EXPECTED)?
+        .checked_mul(1 << shift)
+        .ok_or("more than a guest can address")?;
+    // The rest of the checks is of the layout's making and names the flag too.
+    if size.is_multiple_of(4096) {
+        Ok(size)
+    } else {
+        Err("expected a multiple of 4096 bytes".into())
+    }
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    match (text, text.strip_prefix("file=")) {
+        ("tty", _) => Ok(Serial::Tty),
+        ("null", _) => Ok(Serial::Null),
+        (_, Some(path)) if !path.is_empty() => Ok(Serial::File(path.into())),
+        _ => Err("expected tty, null or file=PATH".into()),
+    }
+}
+
+/// `default` is the code of a bare `exit`.
+fn action(text: &str, default: u8, may_continue: bool) -> Result<Action, String> {
+    let parsed = match (text, text.strip_prefix("exit:")) {
+        ("reset", _) => Some(Action::Reset),
+        ("continue", _) if may_continue => Some(Action::Continue),
+        ("exit", _) => Some(Action::Exit(default)),
+        (_, Some(code)) => code.parse().ok().map(Action::Exit),
+        _ => None,
+    };
+    parsed.ok_or_else(|| {
+        let more = if may_continue { ", continue" } else { "" };
+        format!("expected exit, exit:CODE (0 to 255){more} or reset")
+    })
+}
+
+fn on_shutdown(text: &str) -> Result<Action, String> {
+    action(text, exit::POWER_OFF, false)
+}
+
+fn on_reset(text: &str) -> Result<Action, String> {
+    action(text, exit::RESET, false)
+}
+
+fn on_crash(text: &str) -> Result<Action, String> {
+    action(text, exit::CRASH, true)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit_at);
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    match digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(millis))
+    {
+        Some(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
+        _ => Err("expected a duration such as 500ms, 90s, 5m or 1h".into()),
+    }
+}
+
+fn event_log(text: &str) -> Result<EventLogTarget, String> {
+    match text.strip_prefix("fd=") {
+        Some(number) => number
+            .parse()
+            .ok()
+            .filter(|fd| *fd >= 0)
+            .map(EventLogTarget::Descriptor)
+            .ok_or_else(|| "expected a path or fd=N".into()),
+        None => Ok(EventLogTarget::Path(text.into())),
+    }
+}
+
+/// The exit codes that are part of the interface.
+pub mod exit {
+    /// The guest powered off.
+    pub const POWER_OFF: u8 = 0;
+    /// The host failed.
+    pub const HOST: u8 = 1;
+    /// The command line was wrong.
+    pub const USAGE: u8 = 2;
+    /// The guest reset, and that was to end it.
+    pub const RESET: u8 = 10;
+    /// The guest crashed.
+    pub const CRASH: u8 = 20;
+    /// `--timeout` passed.
+    pub const TIMEOUT: u8 = 30;
+    /// A signal or the user ended it.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Args, String> {
+        let line = ["vmm", "--kernel", "k"].iter().chain(args);
+        Args::try_parse_from(line).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_interface() {
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.cmdline, "console=ttyS0");
+        assert_eq!((args.cpus.get(), args.memory), (1, 512 << 20));
+        assert_eq!(args.serial, Serial::Tty);
+        assert_eq!(args.wanted_synic(), None);
+        assert_eq!(
+            (args.on_shutdown, args.on_reset, args.on_crash),
+            (Action::Exit(0), Action::Reset, Action::Exit(20))
+        );
+        assert_eq!(args.timeout, None);
+        assert_eq!(args.effective_log_level(), log::LevelFilter::Warn);
+    }
+
+    #[test]
+    fn both_spellings_of_cpus_memory_and_initramfs_work() {
+        let args = parse(&["--cpus", "boot=4", "--memory", "size=2G", "--initrd", "r"]).unwrap();
+        assert_eq!((args.cpus.get(), args.memory), (4, 2 << 30));
+        assert_eq!(args.initramfs, Some("r".into()));
+    }
+
+    #[test]
+    fn sizes_are_binary_and_overflow_is_refused() {
+        let size = |text| parse(&["--memory", text]).map(|args| args.memory);
+        assert_eq!(size("262144K"), Ok(256 << 20));
+        assert_eq!(size("256m"), Ok(256 << 20));
+        assert_eq!(size("1T"), Ok(1 << 40));
+        assert_eq!(size("536870912"), Ok(512 << 20));
+        for bad in ["", "M", "-1", "1.5G", "1X", "99999999999T", "1000", "é"] {
+            let error = size(bad).unwrap_err();
+            assert!(error.contains("--memory"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn zero_and_absurd_numbers_of_cpus_are_refused_by_name() {
+        for bad in ["0", "5000", "-1", "two", ""] {
+            assert!(parse(&["--cpus", bad]).unwrap_err().contains("--cpus"));
+        }
+    }
+
+    #[test]
+    fn actions_have_codes_and_only_a_crash_may_be_left_to_the_guest() {
+        let args = parse(&["--on-shutdown", "exit:7", "--on-reset", "exit"]).unwrap();
+        assert_eq!(
+            (args.on_shutdown, args.on_reset),
+            (Action::Exit(7), Action::Exit(10))
+        );
+        let args = parse(&["--on-crash", "continue"]).unwrap();
+        assert_eq!(args.on_crash, Action::Continue);
+        assert!(parse(&["--on-reset", "continue"]).is_err());
+        assert!(parse(&["--on-reset", "exit:256"]).is_err());
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let time = |text| parse(&["--timeout", text]).map(|args| args.timeout.unwrap());
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        for bad in ["", "0", "s", "5d", "99999999999999999999h", "-5s"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn more_v_is_more_log_but_never_less_than_asked() {
+        let level = |args: &[&str]| parse(args).unwrap().effective_log_level();
+        assert_eq!(level(&["-vv"]), log::LevelFilter::Debug);
+        assert_eq!(
+            level(&["-v", "--log-level", "trace"]),
+            log::LevelFilter::Trace
+        );
+        assert_eq!(level(&["--log-level", "off"]), log::LevelFilter::Off);
+    }
+}

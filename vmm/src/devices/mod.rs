@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The few devices a stock kernel needs to boot, and the ports they are at.
+//!
+//! | Ports | Device |
+//! |---|---|
+//! | `0x64` | keyboard controller: only its reset line, the kernel's second choice |
+//! | `0x70`–`0x71` | CMOS clock, read-only |
+//! | `0x3F8`–`0x3FF` | COM1 |
+//! | `0x600`–`0x602` | power-off and reset |
+//!
+//! Every other port and all memory outside RAM reads as all ones.
+
+pub mod cmos;
+pub mod power;
+pub mod serial;
+
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+use self::cmos::Cmos;
+use self::power::PowerRequest;
+use self::serial::Com1;
+
+/// All devices at I/O ports; vCPU threads share one.
+pub struct Ports {
+    /// The serial port.
+    pub com1: Com1,
+    cmos: Mutex<Cmos>,
+}
+
+impl Ports {
+    /// The devices of a fresh machine.
+    pub fn new(com1: Com1) -> Self {
+        Self {
+            com1,
+            cmos: Mutex::default(),
+        }
+    }
+
+    /// The guest reads a port.
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        // No device here has registers wider than a byte.
+        let [byte] = data else {
+            data.fill(0xFF);
+            return;
+        };
+        *byte = if let Some(register) = self.com1.register(port) {
+            self.com1.read(register)
+        } else if port == cmos::DATA {
+            self.cmos.lock().read(SystemTime::now())
+        } else {
+            power::read(port)
+        };
+    }
+
+    /// The guest writes a port; some writes end the machine.
+    pub fn write(&self, port: u16, data: &[u8]) -> Option<PowerRequest> {
+        let &[byte] = data else { return None };
+        if let Some(register) = self.com1.register(port) {
+            self.com1.write(register, byte);
+        } else if port == cmos::INDEX {
+            self.cmos.lock().select(byte);
+        } else {
+            return power::write(port, byte);
+        }
+        None
+    }
+}

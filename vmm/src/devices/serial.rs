@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! COM1: a 16550A that costs the guest no waiting.
+//!
+//! ```text
+//!  vCPU ──OUT──► UART ──► queue ──► console thread ──► stdout, a file
+//!  vCPU ◄──IN─── UART ◄── offer() ◄── event loop ◄── stdin
+//!                  └─ irqfd on GSI 4
+//! ```
+//!
+//! Output goes through a bounded queue to a thread of its own: a terminal that
+//! has stopped reading holds up the vCPU that writes, once the queue is full,
+//! and nothing else. Input is interrupt-driven: what does not fit into the
+//! UART's FIFO stays with the event loop until the guest has read.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use vm_superio::Trigger;
+use vm_superio::serial::{Serial, SerialEvents};
+use vmm_sys_util::eventfd::EventFd;
+
+/// First port of COM1.
+pub const BASE: u16 = 0x3F8;
+/// How many ports it has.
+pub const LENGTH: u8 = 8;
+/// Its interrupt.
+pub const GSI: u32 = 4;
+/// Output not yet written by the console thread: a few screens of text.
+const QUEUE_LIMIT: usize = 64 << 10;
+/// How long the end waits for a reader that has stopped.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Raises the UART's interrupt.
+struct Irq(EventFd);
+
+impl Trigger for Irq {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Tells the event loop that the guest has read all input.
+struct Drained(EventFd);
+
+impl SerialEvents for Drained {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // A full counter is a pending wake-up already.
+        let _ = self.0.write(1);
+    }
+}
+
+/// The serial port.
+pub struct Com1 {
+    uart: Mutex<Serial<Irq, Drained, Queue>>,
+    queue: Queue,
+}
+
+impl Com1 {
+    /// A port that interrupts by `irq`, signals `drained` when its input FIFO has
+    /// been emptied, and writes to `output`.
+    pub fn new(irq: EventFd, drained: EventFd, output: &Output) -> Self {
+        let queue = output.queue.clone();
+        Self {
+            uart: Mutex::new(Serial::with_events(
+                Irq(irq),
+                Drained(drained),
+                queue.clone(),
+            )),
+            queue,
+        }
+    }
+
+    /// Which register a port is, if it is one of this device's.
+    pub fn register(&self, port: u16) -> Option<u8> {
+        let offset = u8::try_from(port.checked_sub(BASE)?).ok()?;
+        (offset < LENGTH).then_some(offset)
+    }
+
+    /// The guest reads a register.
+    pub fn read(&self, register: u8) -> u8 {
+        self.uart.lock().read(register)
+    }
+
+    /// The guest writes a register.
+    pub fn write(&self, register: u8, value: u8) {
+        // Waiting is done without the UART's lock, so that input and reset go on.
+        self.queue.wait_for_room();
+        if let Err(error) = self.uart.lock().write(register, value) {
+            log::debug!("COM1: {error:?}");
+        }
+    }
+
+    /// Offers input; returns how many bytes the FIFO took.
+    pub fn offer(&self, input: &[u8]) -> usize {
+        self.uart.lock().enqueue_raw_bytes(input).unwrap_or(0)
+    }
+}
+
+/// Bytes on their way out.
+#[derive(Clone, Default)]
+struct Queue(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<QueueState>,
+    /// Something to write, or the end.
+    filled: Condvar,
+    /// Room again.
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    bytes: Vec<u8>,
+    /// No more is to come, or none is wanted.
+    closed: bool,
+    /// The thread has written its last byte.
+    finished: bool,
+}
+
+impl Queue {
+    fn wait_for_room(&self) {
+        let mut state = self.0.state.lock();
+        while state.bytes.len() >= QUEUE_LIMIT && !state.closed {
+            self.0.emptied.wait(&mut state);
+        }
+    }
+
+    /// Takes all that is queued, waiting for something; `None` at the end.
+    fn take(&self, reuse: Vec<u8>) -> Option<Vec<u8>> {
+        let mut state = self.0.state.lock();
+        while state.bytes.is_empty() {
+            if state.closed {
+                return None;
+            }
+            self.0.filled.wait(&mut state);
+        }
+        let bytes = std::mem::replace(&mut state.bytes, reuse);
+        self.0.emptied.notify_all();
+        Some(bytes)
+    }
+
+    fn close(&self) {
+        self.0.state.lock().closed = true;
+        self.0.filled.notify_all();
+        self.0.emptied.notify_all();
+    }
+
+    fn finish(&self) {
+        let mut state = self.0.state.lock();
+        (state.closed, state.finished) = (true, true);
+        self.0.emptied.notify_all();
+    }
+
+    /// Waits until the thread has finished, but not for ever.
+    fn wait_finished(&self) {
+        let mut state = self.0.state.lock();
+        let deadline = Instant::now() + LINGER;
+        while !state.finished {
+            if self.0.emptied.wait_until(&mut state, deadline).timed_out() {
+                log::warn!("console: nobody reads the last {} bytes", state.bytes.len());
+                return;
+            }
+        }
+    }
+}
+
+impl Write for Queue {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.state.lock();
+        if !state.closed {
+            state.bytes.extend_from_slice(bytes);
+            self.0.filled.notify_one();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The console thread and its queue. It outlives a reset of the machine.
+pub struct Output {
+    queue: Queue,
+}
+
+impl Output {
+    /// Starts the thread that writes to `sink`.
+    pub fn start(mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
+        let queue = Queue::default();
+        let source = queue.clone();
+        thread::Builder::new()
+            .name("console".into())
+            .spawn(move || {
+                let mut bytes = Vec::new();
+                while let Some(taken) = source.take(bytes) {
+                    bytes = taken;
+                    if let Err(error) = sink.write_all(&bytes).and_then(|()| sink.flush()) {
+                        log::warn!("console: {error}; the guest's output is dropped from here on");
+                        break;
+                    }
+                    bytes.clear();
+                }
+                source.finish();
+            })?;
+        Ok(Self { queue })
+    }
+}
+
+impl Drop for Output {
+    /// Writes what is left.
+    fn drop(&mut self) {
+        self.queue.close();
+        self.queue.wait_finished();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    struct Channel(mpsc::SyncSender<Vec<u8>>);
+
+    impl Write for Channel {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let closed = |_| io::ErrorKind::BrokenPipe.into();
+            self.0
+                .send(bytes.to_vec())
+                .map_err(closed)
+                .map(|()| bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn eventfd() -> EventFd {
+        EventFd::new(libc::EFD_NONBLOCK).unwrap()
+    }
+
+    fn port(bound: usize) -> (Com1, Output, mpsc::Receiver<Vec<u8>>) {
+        let (sender, receiver) = mpsc::sync_channel(bound);
+        let output = Output::start(Box::new(Channel(sender))).unwrap();
+        (Com1::new(eventfd(), eventfd(), &output), output, receiver)
+    }
+
+    #[test]
+    fn what_the_guest_writes_comes_out_in_order_and_whole() {
+        let (com1, output, receiver) = port(1000);
+        let text: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        for byte in &text {
+            com1.write(0, *byte);
+        }
+        drop(output);
+        assert_eq!(receiver.iter().flatten().collect::<Vec<u8>>(), text);
+    }
+
+    #[test]
+    fn a_reader_that_stops_stops_only_the_writing_vcpu() {
+        let (com1, output, receiver) = port(0);
+        let com1 = Arc::new(com1);
+        let writer = Arc::clone(&com1);
+        let vcpu = thread::spawn(move || {
+            for _ in 0..QUEUE_LIMIT * 3 {
+                writer.write(0, b'x');
+            }
+        });
+        thread::sleep(Duration::from_millis(100));
+        assert!(!vcpu.is_finished());
+        // Another vCPU reads registers, and input still arrives.
+        assert_eq!(com1.read(5) & 0x20, 0x20);
+        assert_eq!(com1.offer(b"hello"), 5);
+        let mut got = 0;
+        while got < QUEUE_LIMIT * 3 {
+            got += receiver.recv().unwrap().len();
+        }
+        vcpu.join().unwrap();
+        drop(output);
+    }
+
+    #[test]
+    fn input_beyond_the_fifo_is_not_taken_until_the_guest_has_read() {
+        let (com1, _output, _receiver) = port(0);
+        let input = [b'i'; 100];
+        let taken = com1.offer(&input);
+        assert_eq!(taken, 64);
+        assert_eq!(com1.offer(&input), 0);
+        for _ in 0..64 {
+            assert_eq!(com1.read(0), b'i');
+        }
+        assert_eq!(com1.offer(&input[taken..]), 36);
+    }
+
+    #[test]
+    fn a_sink_that_fails_does_not_hold_up_the_guest() {
+        let (com1, output, receiver) = port(0);
+        drop(receiver);
+        for _ in 0..QUEUE_LIMIT * 3 {
+            com1.write(0, b'x');
+        }
+        drop(output);
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The hypervisor's CPUID leaves (TLFS, "Feature and Interface Discovery").
+//!
+//! They are written from scratch, not filtered from what KVM supports: each bit
+//! that is set here is one that a Linux guest acts on and that is served.
+//! Nothing of KVM's own signature may stay: the guest would prefer it.
+
+use bitflags::bitflags;
+
+/// One CPUID leaf: function, then EAX, EBX, ECX, EDX.
+pub type Leaf = (u32, [u32; 4]);
+
+/// First of the hypervisor's leaves.
+pub const FIRST: u32 = 0x4000_0000;
+/// The range that belongs to hypervisors; KVM's own leaves in it are removed.
+pub const RANGE: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_FFFF;
+
+/// The highest leaf. The virtualization-stack leaves up to here exist and are
+/// zero: kernels from 7.2 on read the last one without asking whether it does.
+const LAST: u32 = 0x4000_0082;
+/// "Microsoft Hv".
+const VENDOR: [u32; 3] = [0x7263_694D, 0x666F_736F, 0x7648_2074];
+/// "Hv#1": the interface is Hyper-V's.
+const INTERFACE: u32 = 0x3123_7648;
+/// Version shown in the guest's log: build, then major and minor.
+const BUILD: u32 = 20348;
+const VERSION: u32 = 10 << 16;
+/// "Never notify the hypervisor about long spinning".
+const SPIN_FOREVER: u32 = 0xFFFF_FFFF;
+
+bitflags! {
+    /// Leaf 0x40000003 EAX: which MSRs the guest may use.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Features: u32 {
+        const TIME_REF_COUNT = 1 << 1;
+        const SYNIC = 1 << 2;
+        const HYPERCALL = 1 << 5;
+        const VP_INDEX = 1 << 6;
+        const REFERENCE_TSC = 1 << 9;
+        const FREQUENCIES = 1 << 11;
+        const TSC_INVARIANT = 1 << 15;
+    }
+
+    /// Leaf 0x40000003 EBX: what the partition may do. Everything else makes
+    /// some kernel think that it is a root partition or confidential.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Privileges: u32 {
+        const POST_MESSAGES = 1 << 4;
+        const SIGNAL_EVENTS = 1 << 5;
+    }
+
+    /// Leaf 0x40000003 EDX.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Misc: u32 {
+        const FREQUENCIES = 1 << 8;
+        const CRASH_MSRS = 1 << 10;
+    }
+
+    /// Leaf 0x40000004 EAX: advice to the guest.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Hints: u32 {
+        const RELAXED_TIMING = 1 << 5;
+        /// Without it the guest asks for auto-EOI on SINT 2 and does not write
+        /// EOI itself; interrupts injected as ordinary ones would block.
+        const DEPRECATE_AUTO_EOI = 1 << 9;
+    }
+}
+
+/// The leaves of a partition with `cpus` VPs; `invariant_tsc` tells whether the
+/// host's TSC runs at one rate through all power states.
+pub fn leaves(cpus: u32, invariant_tsc: bool) -> Vec<Leaf> {
+    let mut features = Features::all();
+    features.set(Features::TSC_INVARIANT, invariant_tsc);
+    let [b, c, d] = VENDOR;
+    let mut leaves = vec![
+        (FIRST, [LAST, b, c, d]),
+        (FIRST + 1, [INTERFACE, 0, 0, 0]),
+        (FIRST + 2, [BUILD, VERSION, 0, 0]),
+        (
+            FIRST + 3,
+            [
+                features.bits(),
+                Privileges::all().bits(),
+                0,
+                Misc::all().bits(),
+            ],
+        ),
+        (FIRST + 4, [Hints::all().bits(), SPIN_FOREVER, 0, 0]),
+        (FIRST + 5, [cpus, cpus, 0, 0]),
+    ];
+    let zero = (FIRST + 6..=FIRST + 0xC).chain(FIRST + 0x80..=LAST);
+    leaves.extend(zero.map(|function| (function, [0; 4])));
+    leaves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(function: u32) -> [u32; 4] {
+        let all = leaves(4, true);
+        let mut found = all.iter().filter(|(f, _)| *f == function);
+        let registers = found.next().unwrap().1;
+        assert!(found.next().is_none(), "{function:#x} twice");
+        registers
+    }
+
+    #[test]
+    fn the_signature_is_microsofts() {
+        let [max, b, c, d] = leaf(0x4000_0000);
+        let name: Vec<u8> = [b, c, d].iter().flat_map(|r| r.to_le_bytes()).collect();
+        assert_eq!(name, b"Microsoft Hv");
+        assert!((0x4000_0005..=0x4000_FFFF).contains(&max));
+        assert_eq!(leaf(0x4000_0001)[0].to_le_bytes(), *b"Hv#1");
+    }
+
+    #[test]
+    fn features_are_the_recommended_ones() {
+        assert_eq!(leaf(0x4000_0003), [0x8A66, 0x30, 0, 0x500]);
+        assert_eq!(leaves(1, false)[3].1[0], 0x0A66);
+    }
+
+    #[test]
+    fn auto_eoi_is_deprecated_and_no_hypercall_hint_is_set() {
+        assert_eq!(leaf(0x4000_0004), [0x220, 0xFFFF_FFFF, 0, 0]);
+    }
+
+    #[test]
+    fn virtualization_stack_leaves_are_present_and_zero() {
+        for function in 0x4000_0080..=0x4000_0082 {
+            assert_eq!(leaf(function), [0; 4]);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The synthetic MSRs that are served in user space, and the hypercall page.
+//!
+//! With KVM's SynIC those are few: crash reports, because KVM keeps no message,
+//! and the TSC control, which older KVMs do not know. Without it they are all.
+//!
+//! The hypercall page of the user-space mode cannot use VMCALL, which KVM would
+//! take for one of its own calls. It holds an OUT, which exits:
+//!
+//! ```text
+//! F3 0F 1E FA   ENDBR64    guests that check for branch targets find one
+//! E7 F8         OUT 0xF8, EAX
+//! C3            RET        RAX is set while the vCPU is out
+//! ```
+
+use parking_lot::Mutex;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::crash::{self, CrashRegisters, CrashReport};
+use super::time::ReferenceTime;
+use crate::memory::GuestMemory;
+
+/// Port that the hypercall page writes to; no PC device and no Linux driver uses it.
+pub const HYPERCALL_PORT: u16 = 0xF8;
+/// Offset of the OUT in the page.
+pub const HYPERCALL_OUT_OFFSET: u64 = 4;
+/// All synthetic MSRs, the range filtered in user-space mode.
+pub const RANGE: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
+/// MSRs filtered also when KVM serves the others.
+pub const ALWAYS_OURS: [std::ops::Range<u32>; 2] = [
+    crash::P0..crash::CTL + 1,
+    TSC_INVARIANT_CONTROL..TSC_INVARIANT_CONTROL + 1,
+];
+
+const GUEST_OS_ID: u32 = 0x4000_0000;
+const HYPERCALL: u32 = 0x4000_0001;
+const VP_INDEX: u32 = 0x4000_0002;
+/// The reference counter.
+pub const TIME_REF_COUNT: u32 = 0x4000_0020;
+const REFERENCE_TSC: u32 = 0x4000_0021;
+const TSC_FREQUENCY: u32 = 0x4000_0022;
+const APIC_FREQUENCY: u32 = 0x4000_0023;
+const VP_ASSIST_PAGE: u32 = 0x4000_0073;
+const TSC_INVARIANT_CONTROL: u32 = 0x4000_0118;
+
+const ENABLE: u64 = 1;
+const PAGE_MASK: u64 = !0xFFF;
+const PAGE: usize = 4096;
+/// KVM's local APIC counts nanoseconds.
+const APIC_HZ: u64 = 1_000_000_000;
+const HYPERCALL_CODE: [u8; 7] = [0xF3, 0x0F, 0x1E, 0xFA, 0xE7, 0xF8, 0xC3];
+const INT3: u8 = 0xCC;
+
+/// The access is to end in #GP in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no such MSR, or not such a value")]
+pub struct Fault;
+
+/// The partition-wide part of the synthetic MSRs; vCPU threads share one.
+pub struct Partition {
+    memory: GuestMemory,
+    tsc_hz: u64,
+    time: Option<ReferenceTime>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    guest_os_id: u64,
+    hypercall: u64,
+    reference_tsc: u64,
+    tsc_invariant: u64,
+    vp_assist: Vec<u64>,
+    crash: CrashRegisters,
+}
+
+impl Partition {
+    /// A partition of `cpus` VPs whose TSC runs at `tsc_hz`.
+    pub fn new(memory: GuestMemory, cpus: u32, tsc_hz: u64) -> Self {
+        Self {
+            memory,
+            tsc_hz,
+            time: ReferenceTime::new(tsc_hz),
+            state: Mutex::new(State {
+                guest_os_id: 0,
+                hypercall: 0,
+                reference_tsc: 0,
+                tsc_invariant: 0,
+                vp_assist: vec![0; usize::try_from(cpus).unwrap_or(0)],
+                crash: CrashRegisters::default(),
+            }),
+        }
+    }
+
+    /// Reads an MSR for a VP; the reference counter needs to know the guest's TSC.
+    pub fn read(&self, vp: u32, index: u32, tsc: Option<u64>) -> Result<u64, Fault> {
+        let state = self.state.lock();
+        if let Some(value) = state.crash.read(index) {
+            return Ok(value);
+        }
+        match index {
+            GUEST_OS_ID => Ok(state.guest_os_id),
+            HYPERCALL => Ok(state.hypercall),
+            VP_INDEX => Ok(vp.into()),
+            TIME_REF_COUNT => Ok(self.time.ok_or(Fault)?.at(tsc.ok_or(Fault)?)),
+            REFERENCE_TSC => Ok(state.reference_tsc),
+            TSC_FREQUENCY => Ok(self.tsc_hz),
+            APIC_FREQUENCY => Ok(APIC_HZ),
+            VP_ASSIST_PAGE => assist(vp, |at| state.vp_assist.get(at).copied()),
+            TSC_INVARIANT_CONTROL => Ok(state.tsc_invariant),
+            _ => Err(Fault),
+        }
+    }
+
+    /// Writes an MSR for a VP; a crash report comes back when the guest told one.
+    pub fn write(&self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
+        let mut state = self.state.lock();
+        if let Some(report) = state.crash.write(&self.memory, index, value) {
+            return Ok(report);
+        }
+        match index {
+            GUEST_OS_ID => {
+                state.guest_os_id = value;
+                if value == 0 {
+                    // The page belongs to the guest again.
+                    state.hypercall = 0;
+                }
+            }
+            HYPERCALL => self.set_hypercall(&mut state, value)?,
+            REFERENCE_TSC => {
+                state.reference_tsc = value;
+                if value & ENABLE != 0 {
+                    let page = self.time.map(ReferenceTime::page).unwrap_or_default();
+                    self.fill_page(value, &page, 0)?;
+                }
+            }
+            VP_ASSIST_PAGE => assist(vp, |at| {
+                state.vp_assist.get_mut(at).map(|slot| *slot = value)
+            })?,
+            TSC_INVARIANT_CONTROL => state.tsc_invariant = value,
+            _ => return Err(Fault),
+        }
+        Ok(None)
+    }
+
+    /// Whether hypercalls may be made: the guest has told its name and has a page.
+    pub fn hypercalls_enabled(&self) -> bool {
+        let state = self.state.lock();
+        state.guest_os_id != 0 && state.hypercall & ENABLE != 0
+    }
+
+    fn set_hypercall(&self, state: &mut State, value: u64) -> Result<(), Fault> {
+        // Until the guest has told its name the page cannot be enabled.
+        if value & ENABLE != 0 && state.guest_os_id != 0 {
+            self.fill_page(value, &HYPERCALL_CODE, INT3)?;
+            state.hypercall = value;
+        } else {
+            state.hypercall = value & !ENABLE;
+        }
+        Ok(())
+    }
+
+    /// Fills the page that an MSR names.
+    fn fill_page(&self, msr: u64, start: &[u8], rest: u8) -> Result<(), Fault> {
+        let mut page = [rest; PAGE];
+        for (at, byte) in page.iter_mut().zip(start) {
+            *at = *byte;
+        }
+        self.memory
+            .write_slice(&page, GuestAddress(msr & PAGE_MASK))
+            .map_err(|_| Fault)
+    }
+}
+
+fn assist<T>(vp: u32, access: impl FnOnce(usize) -> Option<T>) -> Result<T, Fault> {
+    usize::try_from(vp).ok().and_then(access).ok_or(Fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINUX: u64 = 0x8100_0006_0100_0000;
+
+    fn partition() -> Partition {
+        let memory = crate::memory::map(4 << 20, false).unwrap();
+        Partition::new(memory, 2, 2_000_000_000)
+    }
+
+    fn read(partition: &Partition, index: u32) -> Result<u64, Fault> {
+        partition.read(1, index, Some(2_000_000_000))
+    }
+
+    fn page(partition: &Partition, address: u64) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE];
+        partition
+            .memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_hypercall_page_begins_with_a_branch_target_and_traps() {
+        let partition = partition();
+        partition.write(0, GUEST_OS_ID, LINUX).unwrap();
+        partition.write(0, HYPERCALL, 0x5001).unwrap();
+        assert_eq!(read(&partition, HYPERCALL), Ok(0x5001));
+        let code = page(&partition, 0x5000);
+        assert_eq!(code[..8], [0xF3, 0x0F, 0x1E, 0xFA, 0xE7, 0xF8, 0xC3, 0xCC]);
+        let out = usize::try_from(HYPERCALL_OUT_OFFSET).unwrap();
+        assert_eq!(u16::from(code[out + 1]), HYPERCALL_PORT);
+        assert!(partition.hypercalls_enabled());
+    }
+
+    #[test]
+    fn a_guest_without_a_name_gets_no_hypercalls() {
+        let partition = partition();
+        partition.write(0, HYPERCALL, 0x5001).unwrap();
+        assert_eq!(read(&partition, HYPERCALL), Ok(0x5000));
+        assert!(!partition.hypercalls_enabled());
+        assert_eq!(page(&partition, 0x5000), [0; PAGE]);
+    }
+
+    #[test]
+    fn taking_back_the_name_gives_back_the_page() {
+        let partition = partition();
+        partition.write(0, GUEST_OS_ID, LINUX).unwrap();
+        partition.write(0, HYPERCALL, 0x5001).unwrap();
+        partition.write(0, GUEST_OS_ID, 0).unwrap();
+        assert!(!partition.hypercalls_enabled());
+        assert_eq!(read(&partition, HYPERCALL), Ok(0));
+    }
+
+    #[test]
+    fn pages_outside_memory_are_faults() {
+        let partition = partition();
+        partition.write(0, GUEST_OS_ID, LINUX).unwrap();
+        for msr in [HYPERCALL, REFERENCE_TSC] {
+            assert_eq!(partition.write(0, msr, (1 << 40) | 1), Err(Fault));
+            assert_eq!(partition.write(0, msr, u64::MAX), Err(Fault));
+        }
+    }
+
+    #[test]
+    fn the_clock_page_and_the_counter_tell_one_time() {
+        let partition = partition();
+        partition.write(0, REFERENCE_TSC, 0x6001).unwrap();
+        let page = page(&partition, 0x6000);
+        assert_eq!(page[..4], [1, 0, 0, 0]);
+        let scale = u64::from_le_bytes(page[8..16].try_into().unwrap());
+        let by_page = (2_000_000_000u128 * u128::from(scale)) >> 64;
+        assert_eq!(
+            read(&partition, TIME_REF_COUNT).map(u128::from),
+            Ok(by_page)
+        );
+        assert_eq!(page[16..], [0; PAGE - 16]);
+    }
+
+    #[test]
+    fn each_vp_has_its_own_index_and_assist_page() {
+        let partition = partition();
+        partition.write(0, VP_ASSIST_PAGE, 0x7001).unwrap();
+        assert_eq!(read(&partition, VP_ASSIST_PAGE), Ok(0));
+        assert_eq!(partition.read(0, VP_ASSIST_PAGE, None), Ok(0x7001));
+        assert_eq!(read(&partition, VP_INDEX), Ok(1));
+        assert_eq!(partition.write(0, VP_INDEX, 5), Err(Fault));
+        assert_eq!(partition.write(2, VP_ASSIST_PAGE, 1), Err(Fault));
+    }
+
+    #[test]
+    fn frequencies_are_those_of_the_machine() {
+        assert_eq!(read(&partition(), TSC_FREQUENCY), Ok(2_000_000_000));
+        assert_eq!(read(&partition(), APIC_FREQUENCY), Ok(1_000_000_000));
+    }
+
+    #[test]
+    fn every_other_msr_of_the_range_is_a_fault() {
+        let partition = partition();
+        for index in [
+            0x4000_0003,
+            0x4000_0010,
+            0x4000_0070,
+            0x4000_00B0,
+            0x4000_00F0,
+        ] {
+            assert_eq!(read(&partition, index), Err(Fault), "{index:#x}");
+            assert_eq!(partition.write(0, index, 0), Err(Fault), "{index:#x}");
+        }
+    }
+}

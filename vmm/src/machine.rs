@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One machine: from power-on to power-off or reset.
+//!
+//! A reset makes a new machine in the same process. Nothing is carried over,
+//! neither memory nor the state of a device or of KVM, so there is no state that
+//! a reset could forget to clear.
+
+use std::io;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, unbounded};
+use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_enable_cap};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::acpi::{self, AcpiError};
+use crate::boot::{BootError, BootSource, Entry};
+use crate::cpu::cpuid::CpuidTemplate;
+use crate::cpu::vcpu::EventSender;
+use crate::cpu::{Vcpu, VcpuEvent, VcpuThread, registers};
+use crate::devices::Ports;
+use crate::devices::serial::{self, Com1, Output};
+use crate::hyperv::{Hyperv, SynicMode};
+use crate::kvm::{Doing, Host, KvmError};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::sys;
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Its kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A descriptor or a thread.
+    #[error("host: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What a machine is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// vCPUs.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Whether in huge pages.
+    pub hugepages: bool,
+}
+
+/// The bells that wake the event loop; they outlive a machine.
+pub struct Bells {
+    /// A vCPU has sent an event.
+    pub events: Arc<EventFd>,
+    /// The guest has read all input of COM1.
+    pub drained: EventFd,
+}
+
+impl Bells {
+    /// Makes them.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            events: Arc::new(eventfd()?),
+            drained: eventfd()?,
+        })
+    }
+}
+
+/// A running machine.
+pub struct Machine {
+    vcpus: Vec<VcpuThread>,
+    events: Receiver<VcpuEvent>,
+    ports: Arc<Ports>,
+    // Dropped last: KVM holds the memory as long as the VM exists.
+    _vm: VmFd,
+    _memory: GuestMemory,
+}
+
+impl Machine {
+    /// Makes a machine, loads it and starts its vCPUs.
+    pub fn start(
+        host: &Host,
+        shape: Shape,
+        source: &BootSource,
+        output: &Output,
+        bells: &Bells,
+    ) -> Result<Self, MachineError> {
+        let memory = memory::map(shape.memory, shape.hugepages)?;
+        let rsdp = acpi::write(&memory, shape.cpus)?;
+        let entry = source.load(&memory, shape.memory, rsdp)?;
+
+        let vm = host.create_vm()?;
+        sys::set_memory(&vm, &memory).doing("giving the VM its memory")?;
+        let irq = eventfd()?;
+        vm.register_irqfd(&irq, serial::GSI)
+            .doing("wiring COM1's interrupt")?;
+        let com1 = Com1::new(irq, bells.drained.try_clone()?, output);
+        let ports = Arc::new(Ports::new(com1));
+
+        let fds = create_vcpus(host, &vm, shape.cpus, entry)?;
+        let tsc_khz = fds
+            .first()
+            .map(VcpuFd::get_tsc_khz)
+            .transpose()
+            .doing("reading the TSC's frequency")?
+            .unwrap_or(0);
+        let hyperv = Arc::new(Hyperv::new(
+            host.synic,
+            memory.clone(),
+            shape.cpus,
+            u64::from(tsc_khz) * 1000,
+        ));
+
+        let (sender, events) = unbounded();
+        let mut vcpus = Vec::with_capacity(fds.len());
+        for (id, fd) in (0..).zip(fds) {
+            let vcpu = Vcpu {
+                fd,
+                id,
+                ports: Arc::clone(&ports),
+                hyperv: Arc::clone(&hyperv),
+                events: EventSender {
+                    queue: sender.clone(),
+                    bell: Arc::clone(&bells.events),
+                },
+            };
+            vcpus.push(vcpu.start()?);
+        }
+        Ok(Self {
+            vcpus,
+            events,
+            ports,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// The next event of a vCPU, if there is one.
+    pub fn next_event(&self) -> Option<VcpuEvent> {
+        self.events.try_recv().ok()
+    }
+
+    /// The serial port.
+    pub fn com1(&self) -> &Com1 {
+        &self.ports.com1
+    }
+
+    /// Stops all vCPUs for good.
+    pub fn stop(self) {
+        for vcpu in self.vcpus {
+            if vcpu.stop().is_err() {
+                log::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+fn create_vcpus(
+    host: &Host,
+    vm: &VmFd,
+    cpus: u32,
+    entry: Entry,
+) -> Result<Vec<VcpuFd>, MachineError> {
+    let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline);
+    let mut fds = Vec::new();
+    for id in 0..cpus {
+        let vcpu = vm.create_vcpu(id.into()).doing("creating a vCPU")?;
+        let cpuid = template
+            .for_vcpu(id)
+            .map_err(|error| io::Error::other(format!("CPUID: {error:?}")))?;
+        vcpu.set_cpuid2(&cpuid).doing("setting a vCPU's CPUID")?;
+        if host.synic == SynicMode::Kernel {
+            // Before any interrupt route to it, and before the guest runs.
+            vcpu.enable_cap(&kvm_enable_cap {
+                cap: KVM_CAP_HYPERV_SYNIC2,
+                ..kvm_enable_cap::default()
+            })
+            .doing("enabling a vCPU's SynIC")?;
+        }
+        registers::init(&vcpu).doing("setting a vCPU's registers")?;
+        registers::set_msrs(&vcpu).doing("setting a vCPU's MSRs")?;
+        if id == 0 {
+            registers::set_entry(&vcpu, entry).doing("setting the boot CPU's registers")?;
+        }
+        fds.push(vcpu);
+    }
+    Ok(fds)
+}
+
+fn eventfd() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}

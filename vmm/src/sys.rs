@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The one place in this crate where `unsafe` stands: parts of the KVM
+//! interface that `kvm-ioctls` does not wrap, and terminal settings.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use kvm_bindings::{
+    KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_X86_RDMSR, kvm_run,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::GuestMemory;
+
+/// What a `KVM_EXIT_HYPERV` is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HypervExit {
+    /// The guest wrote a SynIC MSR; the values are those after the write.
+    Synic {
+        /// SCONTROL.
+        control: u64,
+        /// SIEFP.
+        event_page: u64,
+        /// SIMP.
+        message_page: u64,
+    },
+    /// The guest made a hypercall.
+    Hypercall {
+        /// RCX.
+        input: u64,
+        /// RDX and R8.
+        params: [u64; 2],
+    },
+    /// A kind that is not used here.
+    Other(u32),
+}
+
+/// Reads the Hyper-V part of a vCPU's shared page after `KVM_EXIT_HYPERV`.
+pub(crate) fn hyperv_exit(run: &kvm_run) -> Option<HypervExit> {
+    if run.exit_reason != KVM_EXIT_HYPERV {
+        return None;
+    }
+    // SAFETY: the exit reason says that KVM has filled in this member; all its
+    // fields are plain integers, valid for every bit pattern.
+    let exit = unsafe { run.__bindgen_anon_1.hyperv };
+    Some(match exit.type_ {
+        KVM_EXIT_HYPERV_SYNIC => {
+            // SAFETY: the type says that this member is the valid one; plain integers.
+            let synic = unsafe { exit.u.synic };
+            HypervExit::Synic {
+                control: synic.control,
+                event_page: synic.evt_page,
+                message_page: synic.msg_page,
+            }
+        }
+        KVM_EXIT_HYPERV_HCALL => {
+            // SAFETY: the type says that this member is the valid one; plain integers.
+            let call = unsafe { exit.u.hcall };
+            HypervExit::Hypercall {
+                input: call.input,
+                params: call.params,
+            }
+        }
+        other => HypervExit::Other(other),
+    })
+}
+
+/// Sets what the guest gets in RAX from the hypercall that it is out for.
+pub(crate) fn set_hypercall_result(run: &mut kvm_run, result: u64) {
+    if matches!(hyperv_exit(run), Some(HypervExit::Hypercall { .. })) {
+        // A store to a field of a `Copy` union member, whose variant was just checked.
+        run.__bindgen_anon_1.hyperv.u.hcall.result = result;
+    }
+}
+
+/// Ends an MSR read that went to user space: with a value, or with #GP.
+pub(crate) fn set_msr_result(run: &mut kvm_run, value: Option<u64>) {
+    if run.exit_reason == KVM_EXIT_X86_RDMSR {
+        // Stores to `Copy` members of the union whose variant was just checked.
+        run.__bindgen_anon_1.msr.error = u8::from(value.is_none());
+        run.__bindgen_anon_1.msr.data = value.unwrap_or(0);
+    }
+}
+
+/// Gives a VM its memory.
+pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioctls::Error> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr().expose_provenance() as u64,
+        };
+        // SAFETY: the range is a mapping that this process owns, given as it was
+        // made. The caller's machine keeps `memory` for as long as the VM exists,
+        // and guest accesses to it are what volatile reads and writes expect.
+        unsafe { vm.set_user_memory_region(slot) }?;
+    }
+    Ok(())
+}
+
+/// A terminal's settings.
+#[derive(Clone, Copy)]
+pub(crate) struct TerminalSettings(libc::termios);
+
+/// Reads the settings of a terminal; an error if the descriptor is none.
+pub(crate) fn terminal_settings(fd: RawFd) -> io::Result<TerminalSettings> {
+    let mut settings = MaybeUninit::uninit();
+    // SAFETY: tcgetattr writes a whole termios to the pointer if it succeeds.
+    if unsafe { libc::tcgetattr(fd, settings.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: tcgetattr succeeded, so the value has been written.
+    Ok(TerminalSettings(unsafe { settings.assume_init() }))
+}
+
+/// Applies settings at once.
+pub(crate) fn set_terminal(fd: RawFd, settings: &TerminalSettings) -> io::Result<()> {
+    // SAFETY: the pointer is to a valid termios, which the call only reads.
+    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw const settings.0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+impl TerminalSettings {
+    /// The same terminal in raw mode: every key is the guest's.
+    #[must_use]
+    pub(crate) fn raw(&self) -> Self {
+        let mut raw = *self;
+        // SAFETY: the pointer is to a valid termios, which the call changes in place.
+        unsafe { libc::cfmakeraw(&raw mut raw.0) };
+        // Output of this program and of the guest shares the terminal: keep
+        // the translation of line ends.
+        raw.0.c_oflag |= libc::OPOST;
+        raw
+    }
+}
+
+/// A descriptor that the user named by its number. It is borrowed from the
+/// caller of this program: a copy is made, so that closing ours leaves theirs.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC takes any number and fails for one
+    // that is not open.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Stops this process as the terminal's stop signal would have.
+pub(crate) fn stop_self() {
+    // SAFETY: raise has no preconditions.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+/// Whether a descriptor is a terminal.
+pub(crate) fn is_terminal(fd: BorrowedFd<'_>) -> bool {
+    terminal_settings(fd.as_raw_fd()).is_ok()
+}

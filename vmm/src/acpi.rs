@@ -3,8 +3,7 @@
 //!
 //! ```text
 //! RSDP ─► XSDT ─┬─► FADT (hardware-reduced) ─► DSDT: VMBUS, COM1, RTC, \_S5
-//!               ├─► MADT: one local APIC per vCPU, the IO-APIC
-//!               └─► MCFG: one empty PCI bus
+//!               └─► MADT: one local APIC per vCPU, the IO-APIC
 //! ```
 //!
 //! - Hardware-reduced ACPI has no SCI, PM timer or fixed events. Power-off is a
@@ -12,8 +11,6 @@
 //! - The `VMBUS` device is what makes a guest load `hv_vmbus`; its resources are
 //!   empty on purpose, a memory range there would keep 6.12 and later from
 //!   creating the device.
-//! - There is no PCI. A kernel that finds no way to PCI configuration space
-//!   complains, so it is shown a window in which every read is all ones.
 
 use acpi_tables::aml::{
     self, AmlString, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
@@ -23,7 +20,6 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
-use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -83,7 +79,6 @@ fn build(cpus: u32) -> Vec<u8> {
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(tables.add(&bytes(&fadt(dsdt))));
     xsdt.add_entry(tables.add(&bytes(&madt(cpus))));
-    xsdt.add_entry(tables.add(&bytes(&mcfg())));
     let xsdt = tables.add(&bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     for (at, byte) in tables.bytes.iter_mut().zip(rsdp) {
@@ -200,12 +195,6 @@ impl Aml for ProcessorLocalX2Apic {
     }
 }
 
-fn mcfg() -> MCFG {
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(memory::ECAM_START, 0, 0, 0);
-    mcfg
-}
-
 fn dsdt() -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&bytes(&Scope::new(
@@ -317,7 +306,7 @@ mod tests {
     fn every_table_is_reached_and_its_checksum_is_right() {
         let tables = tables(&build(4));
         let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["XSDT", "FACP", "APIC", "MCFG", "DSDT"]);
+        assert_eq!(names, ["XSDT", "FACP", "APIC", "DSDT"]);
         for (name, table) in &tables {
             assert_eq!(sum(table), 0, "{name}");
         }
@@ -340,7 +329,7 @@ mod tests {
 
     #[test]
     fn the_namespace_holds_the_bus_by_its_string_id() {
-        let (_, dsdt) = tables(&build(1)).remove(4);
+        let (_, dsdt) = tables(&build(1)).remove(3);
         // Name(_HID, "VMBUS"): NameOp, four characters, StringPrefix, text, NUL.
         let id = b"\x08_HID\x0DVMBUS\0";
         assert!(dsdt.windows(id.len()).any(|window| window == id));

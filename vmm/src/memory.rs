@@ -4,7 +4,7 @@
 //! ```text
 //! 0            640K     1M                       low end          3G    4G        high end
 //! |-- RAM -----|-hole---|-- RAM ------------------|               | gap |-- RAM ---|
-//!   boot data    ACPI     kernel … initramfs                       APICs, ECAM
+//!   boot data    ACPI     kernel … initramfs                       APICs
 //! ```
 //!
 //! The hole below 4 GiB keeps the addresses that x86 hardwires (local APIC,
@@ -27,10 +27,6 @@ pub const LOW_RAM_END: u64 = 0xA_0000;
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 /// The ACPI tables, in the area where an RSDP is searched for.
 pub const ACPI_START: u64 = 0xE_0000;
-/// One bus of PCI configuration space (ECAM) with nothing on it, see `acpi`.
-pub const ECAM_START: u64 = 0xE000_0000;
-/// Size of that window: 32 devices of 8 functions of 4 KiB.
-pub const ECAM_SIZE: u64 = 1 << 20;
 /// The IO-APIC, where every x86 guest expects it.
 pub const IO_APIC: u32 = 0xFEC0_0000;
 /// The local APICs.

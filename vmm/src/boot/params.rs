@@ -6,7 +6,6 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use crate::memory;
 
 const E820_RAM: u32 = 1;
-const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
 
 /// One line of the memory map that the kernel is given.
@@ -54,7 +53,6 @@ fn memory_map(size: u64) -> Vec<Range> {
             low_end.saturating_sub(memory::HIGH_RAM_START),
             E820_RAM,
         ),
-        (memory::ECAM_START, memory::ECAM_SIZE, E820_RESERVED),
     ];
     if size > memory::GAP_START {
         map.push((memory::GAP_END, size - memory::GAP_START, E820_RAM));

@@ -7,10 +7,12 @@
 //! | `0x70`–`0x71` | CMOS clock, read-only |
 //! | `0x3F8`–`0x3FF` | COM1 |
 //! | `0x600`–`0x602` | power-off and reset |
+//! | `0xCF8`–`0xCFF` | PCI configuration space, empty |
 //!
 //! Every other port and all memory outside RAM reads as all ones.
 
 pub mod cmos;
+pub mod pci;
 pub mod power;
 pub mod serial;
 
@@ -19,14 +21,18 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 
 use self::cmos::Cmos;
+use self::pci::ConfigSpace;
 use self::power::PowerRequest;
 use self::serial::Com1;
+
+const PCI: std::ops::Range<u16> = pci::ADDRESS..pci::DATA + 4;
 
 /// All devices at I/O ports; vCPU threads share one.
 pub struct Ports {
     /// The serial port.
     pub com1: Com1,
     cmos: Mutex<Cmos>,
+    pci: Mutex<ConfigSpace>,
 }
 
 impl Ports {
@@ -35,12 +41,16 @@ impl Ports {
         Self {
             com1,
             cmos: Mutex::default(),
+            pci: Mutex::default(),
         }
     }
 
     /// The guest reads a port.
     pub fn read(&self, port: u16, data: &mut [u8]) {
-        // No device here has registers wider than a byte.
+        if PCI.contains(&port) {
+            return self.pci.lock().read(port, data);
+        }
+        // No other device here has registers wider than a byte.
         let [byte] = data else {
             data.fill(0xFF);
             return;
@@ -56,6 +66,9 @@ impl Ports {
 
     /// The guest writes a port; some writes end the machine.
     pub fn write(&self, port: u16, data: &[u8]) -> Option<PowerRequest> {
+        if PCI.contains(&port) {
+            self.pci.lock().write(port, data);
+        }
         let &[byte] = data else { return None };
         if let Some(register) = self.com1.register(port) {
             self.com1.write(register, byte);

@@ -16,6 +16,7 @@ fn padded(mut bytes: Vec<u8>, size: usize) -> Vec<u8> {
 }
 
 /// One whole message of each kind that a guest sends.
+#[allow(clippy::too_many_lines)] // one table, one entry per message
 fn guest_messages() -> Vec<(Vec<u8>, GuestMessage)> {
     let endpoint = Guid::from_u128(0x0000_1388_facb_11e6_bd58_6400_6a79_86d3);
     let mut connect = words(&[21, 0]);

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The ring from guest to host: peek, advance, commit (protocol 5.2, 5.3).
+//!
+//! ```text
+//!   signal ─► mask ─► ┌ peek ─► use ─► advance ┐ … ─► commit ─► unmask ─► more? ─┐
+//!               ▲     └────────────────────────┘        │                        │
+//!               └───────────────────────────────────────│────────────────────────┘
+//!                                                       └► signal the guest, if it waits
+//! ```
+
+use super::index::Reader;
+use super::{Data, HEADER, RingError, TRAILER};
+use crate::mapped::GuestPages;
+use crate::ring::control::Words;
+use crate::wire::{PacketFlags, PacketType};
+
+/// The host's end of the ring that the guest writes.
+#[derive(Debug)]
+pub struct Incoming {
+    data: Data,
+    reader: Reader,
+    /// Ring bytes of the packet last peeked at, until it is advanced past.
+    peeked: u32,
+}
+
+/// A packet in the ring. Its header was copied and checked; its payload still
+/// is where the guest can change it, so copy it once and use the copy.
+#[derive(Debug)]
+pub struct IncomingPacket<'a> {
+    /// What it is.
+    pub packet_type: PacketType,
+    /// Whether the guest waits for a completion.
+    pub flags: PacketFlags,
+    /// The guest's number for it.
+    pub transaction_id: u64,
+    /// Between the 16-byte header and the payload; empty for most types.
+    pub extended_header: PacketPayload<'a>,
+    /// The data, with the padding to 8 bytes.
+    pub payload: PacketPayload<'a>,
+}
+
+/// Bytes of a packet that are still in the ring.
+#[derive(Debug)]
+pub struct PacketPayload<'a> {
+    data: &'a Data,
+    at: u32,
+    len: u32,
+}
+
+impl Incoming {
+    pub(super) fn new(pages: GuestPages, size: u32) -> Result<Self, RingError> {
+        let data = Data { pages, size };
+        let reader = Reader::new(data.control()?, size)?;
+        Ok(Self {
+            data,
+            reader,
+            peeked: 0,
+        })
+    }
+
+    /// Bytes of the data area.
+    pub fn size(&self) -> u32 {
+        self.data.size
+    }
+
+    /// The next packet, if there is one. It stays the next one until
+    /// [`advance`](Self::advance).
+    #[inline]
+    pub fn peek(&mut self) -> Result<Option<IncomingPacket<'_>>, RingError> {
+        let available = self.reader.available(self.data.control()?)?;
+        if available == 0 {
+            return Ok(None);
+        }
+        let at = self.reader.cursor();
+        if available < HEADER + TRAILER {
+            return Err(RingError::Torn { available });
+        }
+        let header = self.data.read_header(at);
+        let (offset, len) = (header.payload_offset(), header.packet_len());
+        if offset < HEADER || len < offset || len > available - TRAILER {
+            return Err(RingError::BadLength {
+                offset8: header.offset8,
+                len8: header.len8,
+                available,
+            });
+        }
+        self.peeked = len + TRAILER;
+        let part = |from, to| PacketPayload {
+            data: &self.data,
+            at: self.data.wrap(at, from),
+            len: to - from,
+        };
+        Ok(Some(IncomingPacket {
+            packet_type: header.packet_type,
+            flags: header.flags,
+            transaction_id: header.transaction_id,
+            extended_header: part(HEADER, offset),
+            payload: part(offset, len),
+        }))
+    }
+
+    /// Moves past the packet that was peeked at. The guest gets its space back
+    /// with the next [`commit`](Self::commit).
+    #[inline]
+    pub fn advance(&mut self) {
+        self.reader.advance(std::mem::take(&mut self.peeked));
+    }
+
+    /// Back to where the last commit was: what was advanced past comes again.
+    pub fn rewind(&mut self) {
+        self.peeked = 0;
+        self.reader.rewind();
+    }
+
+    /// Ring bytes advanced past and not committed.
+    pub fn uncommitted(&self) -> u32 {
+        self.reader.uncommitted()
+    }
+
+    /// Gives the space of all packets advanced past back to the guest. True if
+    /// the guest waits for just that and must be signalled.
+    #[inline]
+    pub fn commit(&mut self) -> Result<bool, RingError> {
+        let control = self.data.control()?;
+        self.reader.commit(control)
+    }
+
+    /// Asks the guest not to signal: the host looks by itself.
+    pub fn mask(&mut self) {
+        if let Ok(control) = self.data.control() {
+            Reader::mask(control);
+        }
+    }
+
+    /// Asks the guest to signal again. True if packets came meanwhile: the ring
+    /// is masked again, and the host drains on.
+    pub fn unmask(&mut self) -> Result<bool, RingError> {
+        let control = self.data.control()?;
+        self.reader.unmask(control)
+    }
+
+    /// Whether there is a packet, by the guest's present index.
+    pub fn is_empty(&mut self) -> Result<bool, RingError> {
+        let control = self.data.control()?;
+        Ok(self.reader.available(control)? == 0)
+    }
+
+    /// The guest's pending_send_sz, for a status display.
+    pub fn guest_pending_send_sz(&self) -> u32 {
+        self.data.control().map_or(0, Words::pending_send_sz)
+    }
+}
+
+impl PacketPayload<'_> {
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        usize::try_from(self.len).unwrap_or(0)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies as many bytes as there are, or as `to` has room for, from the
+    /// start. Says how many.
+    #[inline]
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        self.copy_from_to(0, to)
+    }
+
+    /// Copies bytes from `from` on. Says how many.
+    #[inline]
+    pub fn copy_from_to(&self, from: usize, to: &mut [u8]) -> usize {
+        let Some(skipped) = u32::try_from(from).ok().filter(|from| *from <= self.len) else {
+            return 0;
+        };
+        let most = self.len() - from;
+        let len = most.min(to.len());
+        if let Some(to) = to.get_mut(..len) {
+            self.data.read(self.data.wrap(self.at, skipped), to);
+        }
+        len
+    }
+
+    /// A copy. At most 512 KiB: a packet cannot be longer.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len()];
+        self.copy_to(&mut bytes);
+        bytes
+    }
+}

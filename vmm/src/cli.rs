@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line of `vmm`, parsed into checked values.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::PossibleValue;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser};
 
 use crate::hyperv::SynicMode;
 
@@ -71,7 +71,7 @@ pub struct Args {
     pub serial: Serial,
 
     /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
-    #[arg(long, value_name = "auto|kernel|user", default_value = "auto")]
+    #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
     pub synic: SynicChoice,
 
     /// When the guest powers off: exit[:CODE] or reset
@@ -98,7 +98,8 @@ pub struct Args {
     #[arg(
         long,
         value_name = "off|error|warn|info|debug|trace",
-        default_value = "warn"
+        default_value = "warn",
+        value_parser = log_level
     )]
     pub log_level: log::LevelFilter,
 
@@ -131,24 +132,6 @@ pub enum SynicChoice {
     Only(SynicMode),
 }
 
-impl ValueEnum for SynicChoice {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[
-            Self::Auto,
-            Self::Only(SynicMode::Kernel),
-            Self::Only(SynicMode::User),
-        ]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(match self {
-            Self::Auto => "auto",
-            Self::Only(SynicMode::Kernel) => "kernel",
-            Self::Only(SynicMode::User) => "user",
-        }))
-    }
-}
-
 /// What to do when the guest ends in one way or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -167,6 +150,15 @@ pub enum EventLogTarget {
     Path(PathBuf),
     /// An open descriptor.
     Descriptor(i32),
+}
+
+impl fmt::Display for EventLogTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Descriptor(fd) => write!(f, "fd={fd}"),
+        }
+    }
 }
 
 impl Args {
@@ -235,6 +227,20 @@ fn serial(text: &str) -> Result<Serial, String> {
         (_, Some(path)) if !path.is_empty() => Ok(Serial::File(path.into())),
         _ => Err("expected tty, null or file=PATH".into()),
     }
+}
+
+fn synic(text: &str) -> Result<SynicChoice, String> {
+    match text {
+        "auto" => Ok(SynicChoice::Auto),
+        "kernel" => Ok(SynicChoice::Only(SynicMode::Kernel)),
+        "user" => Ok(SynicChoice::Only(SynicMode::User)),
+        _ => Err("expected auto, kernel or user".into()),
+    }
+}
+
+fn log_level(text: &str) -> Result<log::LevelFilter, String> {
+    text.parse()
+        .map_err(|_| "expected off, error, warn, info, debug or trace".into())
 }
 
 /// `default` is the code of a bare `exit`.

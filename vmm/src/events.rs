@@ -89,16 +89,23 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the target, if there is one.
-    pub fn open(target: Option<&EventLogTarget>) -> io::Result<Self> {
+    /// A log that goes nowhere.
+    pub fn none() -> Self {
+        Self {
+            sink: None,
+            start: Instant::now(),
+        }
+    }
+
+    /// Opens the target.
+    pub fn open(target: &EventLogTarget) -> io::Result<Self> {
         let sink = match target {
-            None => None,
-            Some(EventLogTarget::Path(path)) => Some(File::create(path)?),
-            Some(EventLogTarget::Descriptor(fd)) => Some(sys::duplicate(*fd)?.into()),
+            EventLogTarget::Path(path) => File::create(path)?,
+            EventLogTarget::Descriptor(fd) => sys::duplicate(*fd)?.into(),
         };
         Ok(Self {
-            sink,
-            start: Instant::now(),
+            sink: Some(sink),
+            ..Self::none()
         })
     }
 

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write, stdin, stdout};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
@@ -22,7 +23,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::boot::BootSource;
-use crate::cli::{Action, Args, Serial, exit};
+use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
 use crate::devices::serial::Output;
@@ -46,11 +47,11 @@ pub enum Error {
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The event log could not be opened.
-    #[error("--event-log: {0}")]
-    EventLog(io::Error),
+    #[error("--event-log: cannot open {0}: {1}")]
+    EventLog(EventLogTarget, io::Error),
     /// The file for serial output could not be opened.
-    #[error("--serial: {0}")]
-    Serial(io::Error),
+    #[error("--serial: cannot create {0}: {1}")]
+    Serial(PathBuf, io::Error),
     /// A vCPU cannot go on.
     #[error("{0}")]
     Vcpu(String),
@@ -64,7 +65,12 @@ pub enum Error {
 
 /// Runs a guest to its end and returns the exit code.
 pub fn run(args: &Args) -> Result<u8, Error> {
-    let mut log = EventLog::open(args.event_log.as_ref()).map_err(Error::EventLog)?;
+    let mut log = match &args.event_log {
+        None => EventLog::none(),
+        Some(target) => {
+            EventLog::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
+        }
+    };
     let result = Supervisor::new(args, &mut log).and_then(|mut supervisor| supervisor.run());
     let code = match &result {
         Ok(code) => *code,
@@ -118,7 +124,10 @@ impl<'a> Supervisor<'a> {
         let sink: Box<dyn Write + Send> = match &args.serial {
             Serial::Tty => Box::new(stdout()),
             Serial::Null => Box::new(io::sink()),
-            Serial::File(path) => Box::new(File::create(path).map_err(Error::Serial)?),
+            Serial::File(path) => {
+                let create = File::create(path);
+                Box::new(create.map_err(|error| Error::Serial(path.clone(), error))?)
+            }
         };
         let output = Output::start(sink)?;
         let bells = Bells::new()?;

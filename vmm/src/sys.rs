@@ -7,8 +7,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::{
-    KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_X86_RDMSR, kvm_run,
-    kvm_userspace_memory_region,
+    KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_X86_RDMSR, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -65,6 +65,14 @@ pub(crate) fn hyperv_exit(run: &kvm_run) -> Option<HypervExit> {
             }
         }
         other => HypervExit::Other(other),
+    })
+}
+
+/// The kind of a `KVM_EXIT_INTERNAL_ERROR`.
+pub(crate) fn internal_error(run: &kvm_run) -> Option<u32> {
+    (run.exit_reason == KVM_EXIT_INTERNAL_ERROR).then(|| {
+        // SAFETY: the exit reason says that KVM has filled in this member; a plain integer.
+        unsafe { run.__bindgen_anon_1.internal.suberror }
     })
 }
 

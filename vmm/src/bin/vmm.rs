@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     if let Err(error) = start_log(&args) {
-        return fail(&format!("--log-file: {error}"));
+        return fail(&format!("--log-file: cannot create it: {error}"));
     }
     match supervisor::run(&args) {
         Ok(code) => code.into(),

@@ -150,6 +150,7 @@ impl Vcpu {
                 | VcpuExit::IrqWindowOpen
                 | VcpuExit::IoapicEoi(_),
             ) => Step::Continue,
+            Ok(VcpuExit::InternalError) => self.internal_error(),
             Ok(VcpuExit::SystemEvent(kind, _)) => self.failed(&format!("system event {kind}")),
             Ok(exit) => {
                 let what = format!("{exit:?}");
@@ -205,6 +206,20 @@ impl Vcpu {
             Ok(()) => Step::Continue,
             Err(error) => self.failed(&format!("result of a hypercall: {error}")),
         }
+    }
+
+    fn internal_error(&mut self) -> Step {
+        const EMULATION: u32 = 1;
+        const DELIVERY: u32 = 3;
+        let what = match sys::internal_error(self.fd.get_kvm_run()) {
+            Some(EMULATION) => {
+                "KVM cannot emulate an instruction of the guest's; a KVM that shows this \
+                 while a stock kernel boots may be made for paravirtual guests only"
+            }
+            Some(DELIVERY) => "KVM cannot deliver an event to the guest",
+            _ => "KVM has an internal error",
+        };
+        self.failed(what)
     }
 
     fn failed(&self, what: &str) -> Step {

@@ -4,6 +4,7 @@
 // Names of the protocol, such as INITIATE_CONTACT, read better without ticks.
 #![allow(clippy::doc_markdown)]
 
+pub mod gpadl;
 mod mapped;
 pub mod ring;
 pub mod synic;

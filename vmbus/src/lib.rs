@@ -4,7 +4,9 @@
 // Names of the protocol, such as INITIATE_CONTACT, read better without ticks.
 #![allow(clippy::doc_markdown)]
 
+pub mod bus;
 pub mod gpadl;
+pub mod host;
 mod mapped;
 pub mod ring;
 pub mod synic;

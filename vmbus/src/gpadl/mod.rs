@@ -224,7 +224,9 @@ impl GpadlTable {
             .filter(|(_, entry)| entry.relid == relid)
             .map(|(gpadl, _)| *gpadl)
             .collect();
-        gone.into_iter().for_each(|gpadl| self.forget(gpadl));
+        for gpadl in gone {
+            self.forget(gpadl);
+        }
     }
 
     /// Forgets everything.

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A bus with devices on it: what most hosts want.
+//!
+//! [`Host`] owns the [`Bus`], the [`Device`]s and the rings of open channels. It
+//! carries packets between rings and devices, and keeps the signalling rules, so
+//! that a device only sees packets come and go.
+//!
+//! ```text
+//!   guest ── post, signal ──► Host ──► Bus ── channel opened, closed ─┐
+//!                              │                                      ▼
+//!                              ├──── packets ◄──► rings ◄──────► Device
+//!                              ▼
+//!                       poll_action: messages, events, channels to bind
+//! ```
+//!
+//! # Work per wake-up
+//! A signalled channel is served at once, for [`MAX_PACKETS_PER_TURN`] packets.
+//! What is left then is served when [`Host::handle_timeout`] is called, for which
+//! [`Host::next_deadline`] asks at once: a guest that never stops sending cannot
+//! keep the host from its other channels.
+//!
+//! # Back-pressure
+//! A device whose answer does not fit into the ring says [`Flow::Later`]: the
+//! packet stays in its ring and is shown again when the guest has made room, and
+//! the guest finds its own ring full. Nothing is buffered in between.
+
+mod channel;
+mod device;
+mod echo;
+mod serve;
+mod trace;
+
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vm_memory::GuestMemoryBackend;
+
+use crate::bus::{
+    Action, Bus, BusConfig, ChannelState, NoChannel, OfferError, Session, Violations,
+};
+use crate::synic::HvStatus;
+use crate::wire::{GuestMessage, Relid, TlConnectRequest};
+pub use channel::{Channel, SendError};
+pub use device::{Device, DeviceError, Flow, Packet};
+pub use echo::{ECHO_INSTANCE, ECHO_TYPE, EchoDevice};
+use serve::{OpenChannel, Served};
+pub use trace::{TraceEvent, Tracer};
+
+/// Packets of one channel that are served before the others get their turn.
+/// About as many as fit into the rings of an integration service: enough to be
+/// worth the wake-up, little enough to pass unnoticed by the other channels.
+pub const MAX_PACKETS_PER_TURN: usize = 256;
+
+/// A device and its channel.
+struct Slot {
+    device: Box<dyn Device>,
+    open: Option<OpenChannel>,
+    /// In the queue of channels that have more to do.
+    ready: bool,
+    /// Taken back: the device is only told that its channel closed.
+    rescinded: bool,
+}
+
+/// A bus with devices on it.
+///
+/// Four kinds of methods, in this order whenever something happens:
+/// 1. the guest did something: [`handle_message`](Self::handle_message),
+///    [`handle_signal`](Self::handle_signal), or, when an eventfd is bound to a
+///    channel, [`handle_event`](Self::handle_event);
+/// 2. time has passed: [`handle_timeout`](Self::handle_timeout);
+/// 3. the host wants something: [`offer`](Self::offer), [`rescind`](Self::rescind),
+///    [`device_mut`](Self::device_mut) and then [`poke`](Self::poke), [`reset`](Self::reset);
+/// 4. [`poll_action`](Self::poll_action) until there is nothing left, then
+///    [`next_deadline`](Self::next_deadline).
+///
+/// Times are durations since some moment that the host chooses, and never go back.
+///
+/// `vmbus/examples/embed.rs` is a complete use.
+pub struct Host<M> {
+    bus: Bus<M>,
+    slots: BTreeMap<Relid, Slot>,
+    /// Channels that have more to do.
+    ready: VecDeque<Relid>,
+    actions: VecDeque<Action>,
+    /// A packet is copied here before its device sees it: at most 512 KiB.
+    scratch: Vec<u8>,
+    tracer: Option<Box<dyn Tracer>>,
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
+    /// A host without devices.
+    pub fn new(memory: Arc<M>, config: BusConfig) -> Self {
+        Self {
+            bus: Bus::new(memory, config),
+            slots: BTreeMap::new(),
+            ready: VecDeque::new(),
+            actions: VecDeque::new(),
+            scratch: Vec::new(),
+            tracer: None,
+        }
+    }
+
+    /// Shows every message and packet to `tracer` from now on.
+    pub fn set_tracer(&mut self, tracer: Option<Box<dyn Tracer>>) {
+        self.tracer = tracer;
+    }
+
+    /// The guest posted a message; see [`Bus::handle_message`].
+    pub fn handle_message(&mut self, now: Duration, connection: u32, payload: &[u8]) -> HvStatus {
+        if let Some(tracer) = &mut self.tracer {
+            let message = GuestMessage::parse(payload);
+            let event = match &message {
+                Ok(message) => TraceEvent::GuestMessage(message),
+                Err(error) => TraceEvent::Malformed(*error, payload),
+            };
+            tracer.trace(now, event);
+        }
+        let status = self.bus.handle_message(connection, payload);
+        self.collect(now);
+        status
+    }
+
+    /// The guest signalled a connection. Returns what the hypercall returns.
+    pub fn handle_signal(&mut self, now: Duration, connection: u32, flag: u16) -> HvStatus {
+        match self.bus.handle_signal(connection, flag) {
+            Ok(relid) => {
+                self.handle_event(now, relid);
+                HvStatus::SUCCESS
+            }
+            Err(status) => status,
+        }
+    }
+
+    /// The guest signalled a channel. A channel that is not open ignores it.
+    pub fn handle_event(&mut self, now: Duration, relid: Relid) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.trace(now, TraceEvent::GuestSignal(relid));
+        }
+        self.serve(now, relid);
+        self.collect(now);
+    }
+
+    /// Serves channels that have more to do and devices whose time has come.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        for _ in 0..self.ready.len() {
+            let Some(relid) = self.ready.pop_front() else {
+                break;
+            };
+            if let Some(slot) = self.slots.get_mut(&relid) {
+                slot.ready = false;
+            }
+            self.serve(now, relid);
+        }
+        let due = |slot: &Slot| slot.deadline().is_some_and(|deadline| deadline <= now);
+        let slots = self.slots.iter();
+        let due: Vec<Relid> = slots
+            .filter(|(_, slot)| due(slot))
+            .map(|(relid, _)| *relid)
+            .collect();
+        for relid in due {
+            self.poke(now, relid);
+        }
+        self.collect(now);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, if ever.
+    /// Zero, and so at once, while there are channels with more to do.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.slots.values().filter_map(Slot::deadline).min()
+    }
+
+    /// What the host is to do next. `None` when there is nothing left.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Puts an action back as the next one: the host cannot do it now.
+    pub fn defer(&mut self, action: Action) {
+        self.actions.push_front(action);
+    }
+
+    /// Offers a device to the guest.
+    pub fn offer(&mut self, now: Duration, device: Box<dyn Device>) -> Result<Relid, OfferError> {
+        let relid = self.bus.offer(device.offer())?;
+        let slot = Slot {
+            device,
+            open: None,
+            ready: false,
+            rescinded: false,
+        };
+        self.slots.insert(relid, slot);
+        self.collect(now);
+        Ok(relid)
+    }
+
+    /// Takes a device back. It is closed at once, whatever the guest does, and
+    /// is dropped when the guest has released the channel; until then neither
+    /// its number nor its instance can be offered again.
+    pub fn rescind(&mut self, now: Duration, relid: Relid) -> Result<(), NoChannel> {
+        self.bus.rescind(relid)?;
+        if let Some(slot) = self.slots.get_mut(&relid) {
+            slot.close(now);
+            slot.rescinded = true;
+        }
+        self.collect(now);
+        Ok(())
+    }
+
+    /// The device behind a channel, if it is a `T`. After changing what it
+    /// wants to send, [`poke`](Self::poke) it.
+    pub fn device_mut<T: Device>(&mut self, relid: Relid) -> Option<&mut T> {
+        let slot = self.slots.get_mut(&relid)?;
+        let device: &mut dyn Any = &mut *slot.device;
+        device.downcast_mut()
+    }
+
+    /// The device behind a channel, if it is a `T`.
+    pub fn device<T: Device>(&self, relid: Relid) -> Option<&T> {
+        let slot = self.slots.get(&relid)?;
+        let device: &dyn Any = &*slot.device;
+        device.downcast_ref()
+    }
+
+    /// The channel of the device that is a `T`, if there is one.
+    pub fn find<T: Device>(&self) -> Option<Relid> {
+        let mut slots = self.slots.iter();
+        let found = slots.find(|(_, slot)| {
+            let device: &dyn Any = &*slot.device;
+            device.is::<T>() && !slot.rescinded
+        });
+        found.map(|(relid, _)| *relid)
+    }
+
+    /// Gives a device with an open channel the opportunity to send, and shows it
+    /// the packets that it put off.
+    pub fn poke(&mut self, now: Duration, relid: Relid) {
+        if let Some(open) = self
+            .slots
+            .get_mut(&relid)
+            .and_then(|slot| slot.open.as_mut())
+        {
+            open.poll_soon();
+            self.serve(now, relid);
+        }
+        self.collect(now);
+    }
+
+    /// Refuses a connection that the guest asked for.
+    pub fn refuse_connect(&mut self, now: Duration, request: &TlConnectRequest) {
+        self.bus.refuse_connect(request);
+        self.collect(now);
+    }
+
+    /// The machine was reset.
+    pub fn reset(&mut self, now: Duration) {
+        self.bus.reset();
+        self.collect(now);
+    }
+
+    /// Whether a channel is open and its rings are sound.
+    pub fn is_open(&self, relid: Relid) -> bool {
+        self.slots
+            .get(&relid)
+            .is_some_and(|slot| slot.open.is_some())
+    }
+
+    /// Where a channel is between its offer and its end.
+    pub fn channel_state(&self, relid: Relid) -> Option<&ChannelState> {
+        self.bus.channel(relid).map(|channel| channel.state)
+    }
+
+    /// The guest's session, if there is one.
+    pub fn session(&self) -> Option<&Session> {
+        self.bus.session()
+    }
+
+    /// What the guest did wrong so far.
+    pub fn violations(&self) -> &Violations {
+        self.bus.violations()
+    }
+
+    /// The control plane, to look at.
+    pub fn bus(&self) -> &Bus<M> {
+        &self.bus
+    }
+
+    fn serve(&mut self, now: Duration, relid: Relid) {
+        if let Some(slot) = self.slots.get_mut(&relid) {
+            let mut tracer = self.tracer.as_deref_mut();
+            let served = slot.serve(now, relid, &mut self.scratch, &mut tracer);
+            self.finish(now, relid, &served);
+        }
+    }
+
+    /// Does what serving a channel led to.
+    fn finish(&mut self, now: Duration, relid: Relid, served: &Served) {
+        if served.signal {
+            // It is open, or nothing would have been served.
+            let _ = self.bus.signal_guest(relid);
+        }
+        if let Some(violation) = served.violation {
+            self.bus.violate(violation);
+        }
+        let Some(slot) = self.slots.get_mut(&relid) else {
+            return;
+        };
+        if served.violation.is_some() {
+            slot.close(now);
+        }
+        if served.more && !slot.ready {
+            slot.ready = true;
+            self.ready.push_back(relid);
+        }
+    }
+
+    /// Takes the bus's actions, does those that are about devices, and passes
+    /// all of them on.
+    fn collect(&mut self, now: Duration) {
+        while let Some(action) = self.bus.poll_action() {
+            match action {
+                Action::DiscardMessages => self.actions.retain(|action| {
+                    !matches!(
+                        action,
+                        Action::PostMessage { .. }
+                            | Action::SignalEvent { .. }
+                            | Action::ConnectRequest(_)
+                    )
+                }),
+                Action::PostMessage { message, .. } => {
+                    if let Some(tracer) = &mut self.tracer {
+                        tracer.trace(now, TraceEvent::HostMessage(&message));
+                    }
+                }
+                Action::SignalEvent { flag, .. } => {
+                    if let Some(tracer) = &mut self.tracer {
+                        tracer.trace(now, TraceEvent::HostSignal(Relid(flag.into())));
+                    }
+                }
+                Action::ChannelOpened { relid, .. } => self.opened(now, relid),
+                Action::ChannelClosed { relid } => {
+                    if let Some(slot) = self.slots.get_mut(&relid) {
+                        slot.close(now);
+                    }
+                }
+                Action::ChannelReleased { relid } => {
+                    self.slots.remove(&relid);
+                }
+                Action::ConnectRequest(_)
+                | Action::SessionStarted { .. }
+                | Action::SessionEnded => {}
+            }
+            self.actions.push_back(action);
+        }
+    }
+
+    fn opened(&mut self, now: Duration, relid: Relid) {
+        let Some(rings) = self.bus.take_rings(relid) else {
+            return;
+        };
+        let Some(info) = self.bus.channel(relid) else {
+            return;
+        };
+        let user_data = info.state.opened().map_or([0; 120], |open| open.user_data);
+        let Some(slot) = self.slots.get_mut(&relid) else {
+            return;
+        };
+        slot.open = Some(OpenChannel::new(rings, user_data));
+        let mut tracer = self.tracer.as_deref_mut();
+        let served = slot.opened(now, relid, &mut tracer);
+        self.finish(now, relid, &served);
+        // The guest may have sent before it heard that the channel is open.
+        self.serve(now, relid);
+    }
+}
+
+#[cfg(test)]
+mod tests;

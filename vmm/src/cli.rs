@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use vmbus::wire::ProtocolVersion;
+
 use crate::hyperv::SynicMode;
 
 /// A number that no machine needs more of; KVM has its own, lower limit.
@@ -73,6 +75,18 @@ pub struct Args {
     /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
     #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
     pub synic: SynicChoice,
+
+    /// Newest VMBus version to accept, from 2.4 to 5.3
+    #[arg(long, value_name = "X.Y", default_value = "5.3", value_parser = vmbus_version)]
+    pub vmbus_version: ProtocolVersion,
+
+    /// Write every message and packet on the bus, decoded, one JSON object a line, to a file
+    #[arg(long, value_name = "PATH")]
+    pub vmbus_trace: Option<PathBuf>,
+
+    /// Offer a test device: echo sends back what it gets; with :toggle=DUR it comes and goes
+    #[arg(long, value_name = "echo[:toggle=DUR]", value_parser = device)]
+    pub device: Vec<TestDevice>,
 
     /// When the guest powers off: exit[:CODE] or reset
     #[arg(long, value_name = "ACTION", default_value = "exit:0", value_parser = on_shutdown)]
@@ -141,6 +155,16 @@ pub enum Action {
     Reset,
     /// Note it and leave the rest to the guest.
     Continue,
+}
+
+/// A device on the bus that is there for testing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TestDevice {
+    /// Sends back every packet.
+    Echo {
+        /// Taken away and offered again this often.
+        toggle: Option<Duration>,
+    },
 }
 
 /// Where events are written.
@@ -236,6 +260,22 @@ fn synic(text: &str) -> Result<SynicChoice, String> {
         "user" => Ok(SynicChoice::Only(SynicMode::User)),
         _ => Err("expected auto, kernel or user".into()),
     }
+}
+
+fn vmbus_version(text: &str) -> Result<ProtocolVersion, String> {
+    text.parse()
+        .ok()
+        .filter(|version| (ProtocolVersion::V2_4..=ProtocolVersion::V5_3).contains(version))
+        .ok_or_else(|| "expected 2.4, 3.0, 4.0, 4.1, 5.0, 5.1, 5.2 or 5.3".into())
+}
+
+fn device(text: &str) -> Result<TestDevice, String> {
+    let toggle = match text.split_once(":toggle=") {
+        None if text == "echo" => None,
+        Some(("echo", every)) => Some(duration(every)?),
+        _ => return Err("expected echo or echo:toggle=DUR".into()),
+    };
+    Ok(TestDevice::Echo { toggle })
 }
 
 fn log_level(text: &str) -> Result<log::LevelFilter, String> {

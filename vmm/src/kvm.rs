@@ -49,6 +49,9 @@ pub enum KvmError {
         /// vCPUs to be had.
         max: usize,
     },
+    /// No descriptor for an interrupt.
+    #[error("host: no eventfd: {0}")]
+    Eventfd(io::Error),
     /// A call failed that should not.
     #[error("KVM: {what}: {source}")]
     Call {

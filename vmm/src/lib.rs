@@ -12,11 +12,13 @@
 //!        ├─ boot, acpi, memory ── what the guest finds in its RAM
 //!        ├─ cpu ── CPUID, registers, the vCPU threads
 //!        ├─ hyperv ── CPUID leaves, MSRs, hypercalls, SynIC
+//!        ├─ bus ── the bus thread: VMBus and what is on it
 //!        └─ devices ── COM1, clock, power
 //! ```
 
 pub mod acpi;
 pub mod boot;
+pub mod bus;
 pub mod cli;
 pub mod cpu;
 pub mod devices;
@@ -28,3 +30,4 @@ pub mod memory;
 pub mod supervisor;
 mod sys;
 pub mod terminal;
+pub mod trace;

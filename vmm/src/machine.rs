@@ -15,15 +15,19 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiError};
 use crate::boot::{BootError, BootSource, Entry};
+use crate::bus::{BusSettings, BusThread};
 use crate::cpu::cpuid::CpuidTemplate;
 use crate::cpu::vcpu::EventSender;
 use crate::cpu::{Vcpu, VcpuEvent, VcpuThread, registers};
 use crate::devices::Ports;
 use crate::devices::serial::{self, Com1, Output};
-use crate::hyperv::{Hyperv, SynicMode};
+use crate::hyperv::{BusPort, Hyperv, SynicMode, interrupts};
 use crate::kvm::{Doing, Host, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::sys;
+
+/// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
+const FIRST_LARGE_APIC_ID: u32 = 255;
 
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +81,11 @@ impl Bells {
 /// A running machine.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
+    bus: BusThread,
     events: Receiver<VcpuEvent>,
     ports: Arc<Ports>,
     // Dropped last: KVM holds the memory as long as the VM exists.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     _memory: GuestMemory,
 }
 
@@ -90,6 +95,7 @@ impl Machine {
         host: &Host,
         shape: Shape,
         source: &BootSource,
+        bus: &BusSettings,
         output: &Output,
         bells: &Bells,
     ) -> Result<Self, MachineError> {
@@ -97,29 +103,41 @@ impl Machine {
         let rsdp = acpi::write(&memory, shape.cpus)?;
         let entry = source.load(&memory, shape.memory, rsdp)?;
 
-        let vm = host.create_vm()?;
+        let vm = Arc::new(host.create_vm()?);
         sys::set_memory(&vm, &memory).doing("giving the VM its memory")?;
+        if shape.cpus > FIRST_LARGE_APIC_ID {
+            interrupts::allow_large_apic_ids(&vm)?;
+        }
+        let fds = create_vcpus(host, &vm, shape.cpus, entry)?;
+        let (port, from_guest) = BusPort::new()?;
+        // Routes to a SynIC want it to be there, and so come after the vCPUs.
+        let hyperv = Arc::new(Hyperv::new(
+            host.synic,
+            Arc::clone(&vm),
+            memory.clone(),
+            shape.cpus,
+            tsc_hz(&fds)?,
+            port,
+        )?);
         let irq = eventfd()?;
         vm.register_irqfd(&irq, serial::GSI)
             .doing("wiring COM1's interrupt")?;
         let com1 = Com1::new(irq, bells.drained.try_clone()?, output);
         let ports = Arc::new(Ports::new(com1));
 
-        let fds = create_vcpus(host, &vm, shape.cpus, entry)?;
-        let tsc_khz = fds
-            .first()
-            .map(VcpuFd::get_tsc_khz)
-            .transpose()
-            .doing("reading the TSC's frequency")?
-            .unwrap_or(0);
-        let hyperv = Arc::new(Hyperv::new(
-            host.synic,
-            memory.clone(),
+        let (queue, events) = unbounded();
+        let sender = EventSender {
+            queue,
+            bell: Arc::clone(&bells.events),
+        };
+        let bus = BusThread::start(
+            bus,
+            &memory,
             shape.cpus,
-            u64::from(tsc_khz) * 1000,
-        ));
-
-        let (sender, events) = unbounded();
+            Arc::clone(&hyperv),
+            from_guest,
+            sender.clone(),
+        )?;
         let mut vcpus = Vec::with_capacity(fds.len());
         for (id, fd) in (0..).zip(fds) {
             let vcpu = Vcpu {
@@ -127,15 +145,13 @@ impl Machine {
                 id,
                 ports: Arc::clone(&ports),
                 hyperv: Arc::clone(&hyperv),
-                events: EventSender {
-                    queue: sender.clone(),
-                    bell: Arc::clone(&bells.events),
-                },
+                events: sender.clone(),
             };
             vcpus.push(vcpu.start()?);
         }
         Ok(Self {
             vcpus,
+            bus,
             events,
             ports,
             _vm: vm,
@@ -153,14 +169,28 @@ impl Machine {
         &self.ports.com1
     }
 
-    /// Stops all vCPUs for good.
+    /// Stops all threads for good.
     pub fn stop(self) {
         for vcpu in self.vcpus {
             if vcpu.stop().is_err() {
                 log::error!("a vCPU thread panicked");
             }
         }
+        if self.bus.stop().is_err() {
+            log::error!("the bus thread panicked");
+        }
     }
+}
+
+/// The frequency of the guest's TSC.
+fn tsc_hz(vcpus: &[VcpuFd]) -> Result<u64, KvmError> {
+    let khz = vcpus
+        .first()
+        .map(VcpuFd::get_tsc_khz)
+        .transpose()
+        .doing("reading the TSC's frequency")?
+        .unwrap_or(0);
+    Ok(u64::from(khz) * 1000)
 }
 
 fn create_vcpus(

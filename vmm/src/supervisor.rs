@@ -23,6 +23,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::boot::BootSource;
+use crate::bus::BusSettings;
 use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
@@ -33,6 +34,7 @@ use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape};
 use crate::sys;
 use crate::terminal::{self, Keys, RawMode};
+use crate::trace::Trace;
 
 /// Input kept for a guest that does not read; more stays with the user's pipe.
 const INPUT_LIMIT: usize = 4096;
@@ -52,6 +54,9 @@ pub enum Error {
     /// The file for serial output could not be opened.
     #[error("--serial: cannot create {0}: {1}")]
     Serial(PathBuf, io::Error),
+    /// The trace could not be opened.
+    #[error("--vmbus-trace: cannot create {0}: {1}")]
+    Trace(PathBuf, io::Error),
     /// A vCPU cannot go on.
     #[error("{0}")]
     Vcpu(String),
@@ -99,6 +104,7 @@ struct Supervisor<'a> {
     host: Host,
     source: BootSource,
     output: Output,
+    bus: BusSettings,
     bells: Bells,
     epoll: Epoll,
     signals: Signals,
@@ -130,6 +136,18 @@ impl<'a> Supervisor<'a> {
             }
         };
         let output = Output::start(sink)?;
+        let trace = match &args.vmbus_trace {
+            None => None,
+            Some(path) => {
+                let trace = Trace::create(path);
+                Some(trace.map_err(|error| Error::Trace(path.clone(), error))?)
+            }
+        };
+        let bus = BusSettings {
+            max_version: args.vmbus_version,
+            devices: args.device.clone(),
+            trace,
+        };
         let bells = Bells::new()?;
         let epoll = Epoll::new()?;
         let signals = signal_pipe()?;
@@ -154,6 +172,7 @@ impl<'a> Supervisor<'a> {
             host,
             source,
             output,
+            bus,
             bells,
             epoll,
             signals,
@@ -171,8 +190,14 @@ impl<'a> Supervisor<'a> {
         };
         let mut resets = 0;
         loop {
-            let machine =
-                Machine::start(&self.host, shape, &self.source, &self.output, &self.bells)?;
+            let machine = Machine::start(
+                &self.host,
+                shape,
+                &self.source,
+                &self.bus,
+                &self.output,
+                &self.bells,
+            )?;
             self.log.write(&Event::Running {
                 vcpus: shape.cpus,
                 memory_mib: shape.memory >> 20,

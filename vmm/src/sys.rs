@@ -8,10 +8,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::{
     KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
-    KVM_EXIT_X86_RDMSR, kvm_run, kvm_userspace_memory_region,
+    KVM_EXIT_X86_RDMSR, KVMIO, kvm_hyperv_eventfd, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use crate::memory::GuestMemory;
 
@@ -70,10 +73,11 @@ pub(crate) fn hyperv_exit(run: &kvm_run) -> Option<HypervExit> {
 
 /// The kind of a `KVM_EXIT_INTERNAL_ERROR`.
 pub(crate) fn internal_error(run: &kvm_run) -> Option<u32> {
-    (run.exit_reason == KVM_EXIT_INTERNAL_ERROR).then(|| {
-        // SAFETY: the exit reason says that KVM has filled in this member; a plain integer.
-        unsafe { run.__bindgen_anon_1.internal.suberror }
-    })
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return None;
+    }
+    // SAFETY: the exit reason says that KVM has filled in this member; a plain integer.
+    Some(unsafe { run.__bindgen_anon_1.internal.suberror })
 }
 
 /// Sets what the guest gets in RAX from the hypercall that it is out for.
@@ -107,6 +111,31 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioct
         // made. The caller's machine keeps `memory` for as long as the VM exists,
         // and guest accesses to it are what volatile reads and writes expect.
         unsafe { vm.set_user_memory_region(slot) }?;
+    }
+    Ok(())
+}
+
+ioctl_iow_nr!(HYPERV_EVENTFD_REQUEST, KVMIO, 0xBD, kvm_hyperv_eventfd);
+
+/// Connects or disconnects a Hyper-V connection id and an eventfd: a guest's
+/// HvSignalEvent with that id then writes the eventfd and does not exit.
+pub(crate) fn hyperv_eventfd(
+    vm: &VmFd,
+    conn_id: u32,
+    event: &EventFd,
+    connect: bool,
+) -> io::Result<()> {
+    const DEASSIGN: u32 = 1;
+    let request = kvm_hyperv_eventfd {
+        conn_id,
+        fd: event.as_raw_fd(),
+        flags: if connect { 0 } else { DEASSIGN },
+        ..kvm_hyperv_eventfd::default()
+    };
+    // SAFETY: the descriptor is a VM's, the request number is of this structure,
+    // and KVM only reads it.
+    if unsafe { ioctl_with_ref(vm, HYPERV_EVENTFD_REQUEST(), &request) } != 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

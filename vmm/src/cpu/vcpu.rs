@@ -53,6 +53,11 @@ pub struct EventSender {
 }
 
 impl EventSender {
+    /// Something that the machine cannot go on without has failed.
+    pub fn failed(&self, what: String) {
+        self.send(VcpuEvent::Failed(what, None));
+    }
+
     fn send(&self, event: VcpuEvent) {
         // Both fail only when the machine is gone, and then nobody wants to know.
         let _ = self.queue.send(event);

@@ -17,17 +17,28 @@
 
 pub mod cpuid;
 pub mod crash;
+pub mod interrupts;
 pub mod msr;
+mod port;
 pub mod time;
 
-use parking_lot::Mutex;
-use vmbus::synic::{ExternalSynic, HvStatus, Hypercall, SoftSynic, SynicRegs, decode};
-use vmbus::wire::VpIndex;
+use std::sync::Arc;
 
+use kvm_ioctls::VmFd;
+use parking_lot::Mutex;
+use vmbus::synic::{
+    ExternalSynic, Hypercall, RaiseSint, SoftSynic, SynicAction, SynicError, SynicRegs, decode,
+};
+use vmbus::wire::{Sint, VpIndex};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::kvm::KvmError;
 use crate::memory::GuestMemory;
 pub use crash::CrashReport;
+use interrupts::SintLines;
 pub use msr::Fault;
 use msr::Partition;
+pub use port::{BusPort, FromGuest, Posted};
 
 /// Who emulates the SynIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -39,37 +50,53 @@ pub enum SynicMode {
     User,
 }
 
-/// The Hyper-V side of a machine; vCPU threads share one.
+/// The Hyper-V side of a machine; vCPU threads and the bus thread share one.
 pub struct Hyperv {
+    vm: Arc<VmFd>,
     memory: GuestMemory,
     partition: Partition,
     synic: Synic,
+    port: BusPort,
 }
 
 /// The two ways to a SynIC. Messages and events are sent by the same code in
 /// `vmbus`; they differ in who holds the registers and raises the interrupt.
 enum Synic {
-    Kernel(Mutex<ExternalSynic>),
+    Kernel(Mutex<ExternalSynic>, SintLines),
     User(Mutex<SoftSynic>),
 }
 
 impl Hyperv {
-    /// For a machine with `cpus` vCPUs whose TSC runs at `tsc_hz`.
-    pub fn new(mode: SynicMode, memory: GuestMemory, cpus: u32, tsc_hz: u64) -> Self {
-        Self {
+    /// For a machine whose `cpus` vCPUs have been made, with a TSC that runs at
+    /// `tsc_hz`. What the guest sends to the bus goes to `port`.
+    pub fn new(
+        mode: SynicMode,
+        vm: Arc<VmFd>,
+        memory: GuestMemory,
+        cpus: u32,
+        tsc_hz: u64,
+        port: BusPort,
+    ) -> Result<Self, KvmError> {
+        let synic = match mode {
+            SynicMode::Kernel => {
+                let lines = SintLines::new(&vm, cpus)?;
+                Synic::Kernel(Mutex::new(ExternalSynic::new(cpus)), lines)
+            }
+            SynicMode::User => Synic::User(Mutex::new(SoftSynic::new(cpus))),
+        };
+        Ok(Self {
             partition: Partition::new(memory.clone(), cpus, tsc_hz),
+            vm,
             memory,
-            synic: match mode {
-                SynicMode::Kernel => Synic::Kernel(Mutex::new(ExternalSynic::new(cpus))),
-                SynicMode::User => Synic::User(Mutex::new(SoftSynic::new(cpus))),
-            },
-        }
+            synic,
+            port,
+        })
     }
 
     /// Who emulates the SynIC.
     pub fn mode(&self) -> SynicMode {
         match self.synic {
-            Synic::Kernel(_) => SynicMode::Kernel,
+            Synic::Kernel(..) => SynicMode::Kernel,
             Synic::User(_) => SynicMode::User,
         }
     }
@@ -93,9 +120,12 @@ impl Hyperv {
     pub fn write_msr(&self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
         match &self.synic {
             Synic::User(synic) if SoftSynic::owns_msr(index) => {
-                let written = synic
-                    .lock()
-                    .write_msr(&self.memory, VpIndex(vp), index, value);
+                let mut synic = synic.lock();
+                let written = synic.write_msr(&self.memory, VpIndex(vp), index, value);
+                self.interrupt_by_msi(&mut synic);
+                if index == vmbus::synic::msr::EOM {
+                    self.port.ring_if_congested();
+                }
                 written.map(|()| None).map_err(|_| Fault)
             }
             _ => self.partition.write(vp, index, value),
@@ -104,17 +134,102 @@ impl Hyperv {
 
     /// KVM's SynIC of a VP has new register values.
     pub fn set_synic(&self, vp: u32, scontrol: u64, siefp: u64, simp: u64) {
-        if let Synic::Kernel(synic) = &self.synic {
+        if let Synic::Kernel(synic, lines) = &self.synic {
             let regs = SynicRegs {
                 scontrol,
                 siefp,
                 simp,
             };
-            let set = synic.lock().set_regs(&self.memory, VpIndex(vp), regs);
-            if let Err(error) = set {
-                log::debug!("SynIC of VP {vp}: {error}");
+            let mut synic = synic.lock();
+            log_failure(vp, synic.set_regs(&self.memory, VpIndex(vp), regs));
+            raise_lines(&mut synic, lines);
+        }
+    }
+
+    /// The eventfd that tells of free message slots, where KVM has to tell.
+    pub fn end_of_message_event(&self) -> Option<&Arc<EventFd>> {
+        match &self.synic {
+            Synic::Kernel(_, lines) => Some(&lines.end_of_message),
+            Synic::User(_) => None,
+        }
+    }
+
+    /// A guest has written EOM on one of `cpus` VPs: fill the free slots again.
+    pub fn end_of_message(&self, cpus: u32) {
+        if let Synic::Kernel(synic, lines) = &self.synic {
+            let mut synic = synic.lock();
+            for vp in (0..cpus).map(VpIndex) {
+                if synic.queued_messages(vp) > 0 {
+                    log_failure(vp.0, synic.end_of_message(&self.memory, vp));
+                }
+            }
+            raise_lines(&mut synic, lines);
+        }
+    }
+
+    /// Sends a message to a VP.
+    pub fn post_message(
+        &self,
+        vp: VpIndex,
+        sint: Sint,
+        message_type: u32,
+        payload: vmbus::wire::Payload,
+    ) -> Result<(), SynicError> {
+        match &self.synic {
+            Synic::Kernel(synic, lines) => {
+                let mut synic = synic.lock();
+                let posted = synic.post_message(&self.memory, vp, sint, message_type, payload);
+                raise_lines(&mut synic, lines);
+                posted
+            }
+            Synic::User(synic) => {
+                let mut synic = synic.lock();
+                let posted = synic.post_message(&self.memory, vp, sint, message_type, payload);
+                self.interrupt_by_msi(&mut synic);
+                posted
             }
         }
+    }
+
+    /// Sets an event flag at a VP.
+    pub fn signal_event(&self, vp: VpIndex, sint: Sint, flag: u16) -> Result<(), SynicError> {
+        match &self.synic {
+            Synic::Kernel(synic, lines) => {
+                let mut synic = synic.lock();
+                let signalled = synic.signal_event(&self.memory, vp, sint, flag);
+                raise_lines(&mut synic, lines);
+                signalled
+            }
+            Synic::User(synic) => {
+                let mut synic = synic.lock();
+                let signalled = synic.signal_event(&self.memory, vp, sint, flag);
+                self.interrupt_by_msi(&mut synic);
+                signalled
+            }
+        }
+    }
+
+    /// Forgets the messages that wait for the guest.
+    pub fn discard_messages(&self) {
+        match &self.synic {
+            Synic::Kernel(synic, _) => synic.lock().discard_messages(),
+            Synic::User(synic) => synic.lock().discard_messages(),
+        }
+    }
+
+    /// From now on the guest's signals to a connection write an eventfd.
+    pub fn bind_signal(&self, connection_id: u32, event: EventFd) {
+        self.port.bind(connection_id, event, self.in_kernel_vm());
+    }
+
+    /// The connection is no more.
+    pub fn unbind_signal(&self, connection_id: u32) {
+        self.port.unbind(connection_id, self.in_kernel_vm());
+    }
+
+    /// Whether the guest has to read its messages before it may post more.
+    pub fn set_congested(&self, congested: bool) {
+        self.port.set_congested(congested);
     }
 
     /// Whether the guest has set up its hypercall page.
@@ -125,12 +240,47 @@ impl Hyperv {
     /// Makes a hypercall: control word, RDX and R8; the result is for RAX.
     pub fn hypercall(&self, control: u64, rdx: u64, r8: u64) -> u64 {
         let status = match decode(&self.memory, control, rdx, r8) {
-            // No port is connected, so there is nobody to post to or to signal.
-            Ok(Hypercall::PostMessage { .. } | Hypercall::SignalEvent { .. }) => {
-                HvStatus::INVALID_CONNECTION_ID
-            }
+            Ok(Hypercall::PostMessage {
+                connection_id,
+                message_type,
+                payload,
+            }) => self.port.post(connection_id, message_type, payload),
+            Ok(Hypercall::SignalEvent {
+                connection_id,
+                flag,
+            }) => self.port.signal(connection_id, flag),
             Err(status) => status,
         };
         status.to_rax()
+    }
+
+    fn in_kernel_vm(&self) -> Option<&VmFd> {
+        match self.mode() {
+            SynicMode::Kernel => Some(&self.vm),
+            SynicMode::User => None,
+        }
+    }
+
+    fn interrupt_by_msi(&self, synic: &mut SoftSynic) {
+        while let Some(SynicAction::Interrupt { vp, vector, .. }) = synic.poll_action() {
+            interrupts::send_msi(&self.vm, vp.0, vector);
+        }
+    }
+}
+
+fn raise_lines(synic: &mut ExternalSynic, lines: &SintLines) {
+    while let Some(RaiseSint { vp, sint }) = synic.poll_action() {
+        if sint == Sint::VMBUS {
+            lines.raise(vp.0);
+        } else {
+            // A guest may ask for another SINT; no Linux does, and none is wired.
+            log::debug!("SynIC of {vp}: {sint} is not wired");
+        }
+    }
+}
+
+fn log_failure(vp: u32, result: Result<(), SynicError>) {
+    if let Err(error) = result {
+        log::debug!("SynIC of VP {vp}: {error}");
     }
 }

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The bus thread: it owns the bus, the devices on it and all their channels.
+//!
+//! ```text
+//!  messages (queue + bell) ─┐                    ┌─► SynIC: messages, event flags
+//!  a channel's eventfd ─────┼─► epoll ─► Host ───┤
+//!  EOM, where KVM has it ───┤      ▲             └─► eventfds bound and unbound
+//!  requests, deadlines ─────┘      └─ sleeps otherwise: nothing is polled
+//! ```
+//!
+//! No device state is shared with another thread, so none is locked.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use vmbus::bus::{Action, BusConfig};
+use vmbus::host::{EchoDevice, Host};
+use vmbus::synic::{SynicError, VMBUS_MESSAGE_TYPE};
+use vmbus::wire::{ProtocolVersion, Relid};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::cli::TestDevice;
+use crate::cpu::vcpu::EventSender;
+use crate::hyperv::{FromGuest, Hyperv};
+use crate::memory::GuestMemory;
+use crate::trace::Trace;
+
+/// Tokens of the loop; a channel's is its relid behind these.
+const BELL: u64 = 0;
+const STOP: u64 = 1;
+const END_OF_MESSAGE: u64 = 2;
+const CHANNELS: u64 = 16;
+/// Messages taken before channels get their turn.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// What the bus of a machine is to be like.
+#[derive(Debug, Clone)]
+pub struct BusSettings {
+    /// The newest protocol version to accept.
+    pub max_version: ProtocolVersion,
+    /// Test devices to offer.
+    pub devices: Vec<TestDevice>,
+    /// Where to write what passes.
+    pub trace: Option<Trace>,
+}
+
+/// A running bus thread.
+pub struct BusThread {
+    stop: EventFd,
+    handle: JoinHandle<()>,
+}
+
+impl BusThread {
+    /// Starts the bus of a machine with `cpus` vCPUs.
+    pub fn start(
+        settings: &BusSettings,
+        memory: &GuestMemory,
+        cpus: u32,
+        hyperv: Arc<Hyperv>,
+        from_guest: FromGuest,
+        events: EventSender,
+    ) -> io::Result<Self> {
+        let stop = eventfd()?;
+        let config = BusConfig {
+            vps: cpus,
+            max_version: settings.max_version,
+        };
+        let mut host = Host::new(Arc::new(memory.clone()), config);
+        if let Some(trace) = &settings.trace {
+            host.set_tracer(Some(trace.tracer()));
+        }
+        let epoll = Epoll::new()?;
+        watch(&epoll, from_guest.bell.as_raw_fd(), BELL)?;
+        watch(&epoll, stop.as_raw_fd(), STOP)?;
+        if let Some(event) = hyperv.end_of_message_event() {
+            watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
+        }
+        let bus = Loop {
+            host,
+            hyperv,
+            from_guest,
+            epoll,
+            channels: BTreeMap::new(),
+            test_devices: settings.devices.iter().map(Offered::new).collect(),
+            trace: settings.trace.clone(),
+            cpus,
+            start: Instant::now(),
+        };
+        let handle = thread::Builder::new().name("bus".into()).spawn(move || {
+            let alarm = Alarm(events);
+            if let Err(error) = bus.run() {
+                alarm.0.failed(format!("the bus thread: {error}"));
+            }
+        })?;
+        Ok(Self { stop, handle })
+    }
+
+    /// Ends the thread and waits for it.
+    pub fn stop(self) -> thread::Result<()> {
+        // The counter cannot be full: nobody else writes it.
+        let _ = self.stop.write(1);
+        self.handle.join()
+    }
+}
+
+/// Tells the machine if the thread ends by a panic.
+struct Alarm(EventSender);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.failed("the bus thread panicked".into());
+        }
+    }
+}
+
+struct Loop {
+    host: Host<GuestMemory>,
+    hyperv: Arc<Hyperv>,
+    from_guest: FromGuest,
+    epoll: Epoll,
+    /// The eventfds of open channels.
+    channels: BTreeMap<Relid, Bound>,
+    test_devices: Vec<Offered>,
+    trace: Option<Trace>,
+    cpus: u32,
+    start: Instant,
+}
+
+impl Loop {
+    fn run(mut self) -> io::Result<()> {
+        let mut ready = [EpollEvent::default(); 32];
+        loop {
+            self.toggle_test_devices();
+            self.do_actions()?;
+            if let Some(trace) = &self.trace {
+                trace.flush();
+            }
+            let count = match self.epoll.wait(self.wait_ms(), &mut ready) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            for event in ready.iter().take(count) {
+                match event.data() {
+                    BELL => self.messages()?,
+                    STOP => return Ok(()),
+                    END_OF_MESSAGE => {
+                        if let Some(event) = self.hyperv.end_of_message_event() {
+                            let _ = event.read();
+                        }
+                        self.hyperv.end_of_message(self.cpus);
+                    }
+                    channel => self.channel(channel),
+                }
+                self.do_actions()?;
+            }
+            let now = self.now();
+            if self.host.next_deadline().is_some_and(|at| at <= now) {
+                self.host.handle_timeout(now);
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Milliseconds to the next deadline, rounded up; -1 without one.
+    fn wait_ms(&self) -> i32 {
+        let toggles = self.test_devices.iter().filter_map(|device| device.next);
+        let next = self.host.next_deadline().into_iter().chain(toggles).min();
+        next.map_or(-1, |at| {
+            let left = at.saturating_sub(self.now());
+            let ms = left.as_micros().div_ceil(1000);
+            i32::try_from(ms).unwrap_or(i32::MAX)
+        })
+    }
+
+    fn messages(&mut self) -> io::Result<()> {
+        let _ = self.from_guest.bell.read();
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(posted) = self.from_guest.messages.try_recv() else {
+                return Ok(());
+            };
+            let now = self.now();
+            let status =
+                self.host
+                    .handle_message(now, posted.connection_id, posted.payload.as_slice());
+            if !status.is_success() {
+                // Only a flood gets here: see `set_congested`.
+                log::debug!("a message of the guest's was dropped: {status}");
+            }
+            self.do_actions()?;
+        }
+        // There may be more, and the bell has been read.
+        self.from_guest.bell.write(1)
+    }
+
+    fn channel(&mut self, token: u64) {
+        let Some(relid) = token
+            .checked_sub(CHANNELS)
+            .and_then(|relid| u32::try_from(relid).ok())
+            .map(Relid)
+        else {
+            return;
+        };
+        // It may have been closed by an event before this one.
+        if let Some(channel) = self.channels.get(&relid) {
+            let _ = channel.event.read();
+            self.host.handle_event(self.now(), relid);
+        }
+    }
+
+    /// Does what the bus wants, until there is nothing left or the guest has to
+    /// read its messages first.
+    fn do_actions(&mut self) -> io::Result<()> {
+        while let Some(action) = self.host.poll_action() {
+            match action {
+                Action::DiscardMessages => self.hyperv.discard_messages(),
+                Action::PostMessage { vp, sint, message } => {
+                    let payload = message.emit();
+                    match self
+                        .hyperv
+                        .post_message(vp, sint, VMBUS_MESSAGE_TYPE, payload)
+                    {
+                        Ok(()) => {}
+                        Err(SynicError::QueueFull) => {
+                            self.host.defer(action);
+                            self.hyperv.set_congested(true);
+                            return Ok(());
+                        }
+                        Err(error) => log::debug!("message to {vp}: {error}"),
+                    }
+                }
+                Action::SignalEvent { vp, sint, flag } => {
+                    if let Err(error) = self.hyperv.signal_event(vp, sint, flag) {
+                        log::debug!("event {flag} to {vp}: {error}");
+                    }
+                }
+                Action::ChannelOpened {
+                    relid,
+                    event_connection_id,
+                } => self.bind(relid, event_connection_id)?,
+                Action::ChannelClosed { relid } => self.unbind(relid),
+                Action::ChannelReleased { relid } => log::debug!("{relid} released"),
+                Action::ConnectRequest(request) => {
+                    // Nobody listens yet.
+                    self.host.refuse_connect(self.now(), &request);
+                }
+                Action::SessionStarted { version } => {
+                    log::info!("VMBus: connected, version {version}");
+                }
+                Action::SessionEnded => log::info!("VMBus: disconnected"),
+            }
+        }
+        self.hyperv.set_congested(false);
+        Ok(())
+    }
+
+    fn bind(&mut self, relid: Relid, connection_id: u32) -> io::Result<()> {
+        let event = eventfd()?;
+        watch(
+            &self.epoll,
+            event.as_raw_fd(),
+            CHANNELS + u64::from(relid.0),
+        )?;
+        self.hyperv.bind_signal(connection_id, event.try_clone()?);
+        self.channels.insert(
+            relid,
+            Bound {
+                event,
+                connection_id,
+            },
+        );
+        // What the guest signalled before is not lost.
+        self.host.poke(self.now(), relid);
+        Ok(())
+    }
+
+    fn unbind(&mut self, relid: Relid) {
+        if let Some(channel) = self.channels.remove(&relid) {
+            self.hyperv.unbind_signal(channel.connection_id);
+            let fd = channel.event.as_raw_fd();
+            if let Err(error) = self
+                .epoll
+                .ctl(ControlOperation::Delete, fd, EpollEvent::default())
+            {
+                log::debug!("{relid}: {error}");
+            }
+        }
+    }
+
+    /// Offers test devices, and takes those that come and go away and back.
+    fn toggle_test_devices(&mut self) {
+        let now = self.now();
+        for device in &mut self.test_devices {
+            if device.next.is_none_or(|at| at > now) {
+                continue;
+            }
+            device.next = device.toggle.map(|every| now.saturating_add(every));
+            match device.relid.take() {
+                Some(relid) => {
+                    // It is offered, so there is something to take back.
+                    let _ = self.host.rescind(now, relid);
+                }
+                // The instance is in use until the guest has released it: then
+                // it is offered at the next turn.
+                None => match self.host.offer(now, Box::<EchoDevice>::default()) {
+                    Ok(relid) => device.relid = Some(relid),
+                    Err(error) => log::debug!("echo: {error}"),
+                },
+            }
+        }
+    }
+}
+
+/// An open channel's eventfd, and the connection that it is bound to.
+struct Bound {
+    event: EventFd,
+    connection_id: u32,
+}
+
+/// A test device and whether it is on the bus.
+struct Offered {
+    toggle: Option<Duration>,
+    relid: Option<Relid>,
+    next: Option<Duration>,
+}
+
+impl Offered {
+    fn new(device: &TestDevice) -> Self {
+        let TestDevice::Echo { toggle } = *device;
+        Self {
+            toggle,
+            relid: None,
+            next: Some(Duration::ZERO),
+        }
+    }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    epoll.ctl(
+        ControlOperation::Add,
+        fd,
+        EpollEvent::new(EventSet::IN, token),
+    )
+}
+
+fn eventfd() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a guest sends to the bus, from its vCPUs to the bus thread.
+//!
+//! ```text
+//! HvPostMessage ─► bounded queue ─► bus thread       full: the guest tries again
+//! HvSignalEvent ─► eventfd of the channel ─► bus thread
+//!                  by KVM itself where it can, so that the vCPU does not exit
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use kvm_ioctls::VmFd;
+use parking_lot::RwLock;
+use vmbus::bus::Bus;
+use vmbus::synic::{HvStatus, VMBUS_MESSAGE_TYPE};
+use vmbus::wire::Payload;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestMemory;
+use crate::sys;
+
+/// Messages on their way to the bus thread. A guest that posts more is told to
+/// try again, which Linux does; more would only be memory for a flood.
+const MAX_MESSAGES: usize = 128;
+
+/// A message that a guest has posted.
+#[derive(Debug)]
+pub struct Posted {
+    /// To which connection.
+    pub connection_id: u32,
+    /// Its bytes.
+    pub payload: Payload,
+}
+
+/// The bus thread's end.
+#[derive(Debug)]
+pub struct FromGuest {
+    /// The messages, in the order in which they were posted.
+    pub messages: Receiver<Posted>,
+    /// Written when there are some.
+    pub bell: Arc<EventFd>,
+}
+
+/// The vCPUs' end.
+#[derive(Debug)]
+pub struct BusPort {
+    messages: Sender<Posted>,
+    bell: Arc<EventFd>,
+    signals: RwLock<HashMap<u32, EventFd>>,
+    congested: AtomicBool,
+}
+
+/// Message types that begin or end a session, and with it all that waits.
+const SESSION_MESSAGES: [[u8; 4]; 2] = [14u32.to_le_bytes(), 16u32.to_le_bytes()];
+
+impl BusPort {
+    /// A port and its other end.
+    pub fn new() -> std::io::Result<(Self, FromGuest)> {
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let (sender, receiver) = bounded(MAX_MESSAGES);
+        let port = Self {
+            messages: sender,
+            bell: Arc::clone(&bell),
+            signals: RwLock::default(),
+            congested: AtomicBool::new(false),
+        };
+        let messages = receiver;
+        Ok((port, FromGuest { messages, bell }))
+    }
+
+    /// HvPostMessage.
+    pub fn post(&self, connection_id: u32, message_type: u32, payload: Payload) -> HvStatus {
+        if !Bus::<GuestMemory>::is_message_connection(connection_id)
+            || message_type != VMBUS_MESSAGE_TYPE
+        {
+            return HvStatus::INVALID_CONNECTION_ID;
+        }
+        let starts_over = SESSION_MESSAGES
+            .iter()
+            .any(|kind| payload.as_slice().starts_with(kind));
+        if self.congested.load(Ordering::Acquire) && !starts_over {
+            return HvStatus::INSUFFICIENT_BUFFERS;
+        }
+        let posted = Posted {
+            connection_id,
+            payload,
+        };
+        match self.messages.try_send(posted) {
+            Ok(()) => {
+                // A full counter is a pending wake-up already.
+                let _ = self.bell.write(1);
+                HvStatus::SUCCESS
+            }
+            Err(TrySendError::Full(_)) => HvStatus::INSUFFICIENT_BUFFERS,
+            Err(TrySendError::Disconnected(_)) => HvStatus::INVALID_CONNECTION_ID,
+        }
+    }
+
+    /// A guest that does not read its messages may post no more of them, but
+    /// for those that start over.
+    pub(super) fn set_congested(&self, congested: bool) {
+        self.congested.store(congested, Ordering::Release);
+    }
+
+    /// Wakes the bus thread if it waits for the guest to read.
+    pub(super) fn ring_if_congested(&self) {
+        if self.congested.load(Ordering::Acquire) {
+            let _ = self.bell.write(1);
+        }
+    }
+
+    /// HvSignalEvent, when it exited.
+    pub fn signal(&self, connection_id: u32, flag: u16) -> HvStatus {
+        match self.signals.read().get(&connection_id) {
+            None => HvStatus::INVALID_CONNECTION_ID,
+            // Each connection has the one flag that Linux uses.
+            Some(_) if flag != 0 => HvStatus::INVALID_PORT_ID,
+            Some(event) => {
+                let _ = event.write(1);
+                HvStatus::SUCCESS
+            }
+        }
+    }
+
+    pub(super) fn bind(&self, connection_id: u32, event: EventFd, vm: Option<&VmFd>) {
+        if let Some(vm) = vm
+            && let Err(error) = sys::hyperv_eventfd(vm, connection_id, &event, true)
+        {
+            // The signal exits then, and is found below: slower, not lost.
+            log::warn!("connection {connection_id:#x}: no eventfd in KVM: {error}");
+        }
+        self.signals.write().insert(connection_id, event);
+    }
+
+    pub(super) fn unbind(&self, connection_id: u32, vm: Option<&VmFd>) {
+        let event = self.signals.write().remove(&connection_id);
+        if let (Some(vm), Some(event)) = (vm, event)
+            && let Err(error) = sys::hyperv_eventfd(vm, connection_id, &event, false)
+        {
+            log::debug!("connection {connection_id:#x}: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload() -> Payload {
+        Payload::new(&[14, 0, 0, 0]).unwrap()
+    }
+
+    #[test]
+    fn only_the_buss_connections_and_messages_are_taken() {
+        let (port, from_guest) = BusPort::new().unwrap();
+        assert_eq!(port.post(4, 1, payload()), HvStatus::SUCCESS);
+        assert_eq!(port.post(1, 1, payload()), HvStatus::SUCCESS);
+        assert_eq!(port.post(2, 1, payload()), HvStatus::INVALID_CONNECTION_ID);
+        assert_eq!(port.post(4, 2, payload()), HvStatus::INVALID_CONNECTION_ID);
+        assert_eq!(from_guest.messages.len(), 2);
+        assert_eq!(from_guest.bell.read().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_flood_of_messages_is_told_to_wait() {
+        let (port, from_guest) = BusPort::new().unwrap();
+        for _ in 0..MAX_MESSAGES {
+            assert_eq!(port.post(4, 1, payload()), HvStatus::SUCCESS);
+        }
+        assert_eq!(port.post(4, 1, payload()), HvStatus::INSUFFICIENT_BUFFERS);
+        from_guest.messages.recv().unwrap();
+        assert_eq!(port.post(4, 1, payload()), HvStatus::SUCCESS);
+    }
+
+    #[test]
+    fn a_congested_bus_takes_only_what_starts_over() {
+        let (port, _from_guest) = BusPort::new().unwrap();
+        port.set_congested(true);
+        let message = |kind: u8| Payload::new(&[kind, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert_eq!(port.post(4, 1, message(3)), HvStatus::INSUFFICIENT_BUFFERS);
+        assert_eq!(port.post(4, 1, message(14)), HvStatus::SUCCESS);
+        assert_eq!(port.post(4, 1, message(16)), HvStatus::SUCCESS);
+        port.set_congested(false);
+        assert_eq!(port.post(4, 1, message(3)), HvStatus::SUCCESS);
+    }
+
+    #[test]
+    fn a_signal_reaches_the_channel_that_is_bound_and_only_flag_zero() {
+        let (port, _from_guest) = BusPort::new().unwrap();
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        port.bind(0x1_0001, event.try_clone().unwrap(), None);
+        assert_eq!(port.signal(0x1_0001, 0), HvStatus::SUCCESS);
+        assert_eq!(event.read().unwrap(), 1);
+        assert_eq!(port.signal(0x1_0001, 1), HvStatus::INVALID_PORT_ID);
+        assert_eq!(port.signal(0x1_0002, 0), HvStatus::INVALID_CONNECTION_ID);
+        port.unbind(0x1_0001, None);
+        assert_eq!(port.signal(0x1_0001, 0), HvStatus::INVALID_CONNECTION_ID);
+    }
+}

@@ -69,6 +69,11 @@ impl Image {
         Self::build("guest", Kernel::get(name)?, GUEST_MODULES)
     }
 
+    /// Where [`Image::guest`] puts the initial RAM disk.
+    pub fn guest_path(name: &str) -> Result<PathBuf> {
+        Ok(paths::cache("images")?.join(format!("guest-{name}.cpio")))
+    }
+
     /// The image of the nest itself.
     pub fn nest() -> Result<Self> {
         Self::build("nest", Kernel::get(crate::kernels::NEST)?, NEST_MODULES)

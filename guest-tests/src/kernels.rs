@@ -108,6 +108,12 @@ impl Kernel {
         if !dir.join("release").exists() {
             fetch(known, &dir)?;
         }
+        Self::cached(name)
+    }
+
+    /// A kernel that is in the cache already.
+    pub fn cached(name: &str) -> Result<Self> {
+        let dir = paths::cache("kernels")?.join(name);
         let release = dir.join("release");
         let release = fs::read_to_string(&release).context(LAYER, release.display())?;
         Ok(Self {
@@ -127,9 +133,14 @@ impl Kernel {
         self.dir.join("modules")
     }
 
+    /// Where the ELF file is once [`Kernel::vmlinux`] has unpacked it.
+    pub fn vmlinux_path(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
     /// The ELF file in the bzImage, unpacked on first use.
     pub fn vmlinux(&self) -> Result<PathBuf> {
-        let path = self.dir.join("vmlinux");
+        let path = self.vmlinux_path();
         let _lock = Lock::take(&format!("kernel-{}", self.name))?;
         if !path.exists() {
             let packed = self.vmlinuz();

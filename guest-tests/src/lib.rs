@@ -15,6 +15,7 @@
 pub mod apt;
 pub mod build;
 pub mod bzimage;
+pub mod cases;
 pub mod cpio;
 pub mod elf;
 pub mod error;
@@ -26,5 +27,7 @@ pub mod nest;
 pub mod paths;
 pub mod place;
 pub mod progress;
+pub mod runner;
+pub mod suite;
 pub mod terminal;
 pub mod tools;

@@ -62,18 +62,23 @@ impl Lock {
 /// that an interrupted step leaves nothing that looks finished.
 pub fn unfinished(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!("{name}.unfinished"));
-    if fresh.exists() {
-        fs::remove_dir_all(&fresh).context(LAYER, fresh.display())?;
-    }
-    fs::create_dir_all(&fresh).context(LAYER, fresh.display())?;
-    Ok(fresh)
+    let dir = path.with_file_name(format!("{name}.unfinished"));
+    fresh(&dir)?;
+    Ok(dir)
 }
 
 /// Moves a finished directory into place, over an older one.
-pub fn finish(fresh: &Path, path: &Path) -> Result<()> {
+pub fn finish(dir: &Path, path: &Path) -> Result<()> {
     if path.exists() {
         fs::remove_dir_all(path).context(LAYER, path.display())?;
     }
-    fs::rename(fresh, path).context(LAYER, path.display())
+    fs::rename(dir, path).context(LAYER, path.display())
+}
+
+/// An empty directory, whatever was there.
+pub fn fresh(path: &Path) -> Result<()> {
+    if path.exists() {
+        fs::remove_dir_all(path).context(LAYER, path.display())?;
+    }
+    fs::create_dir_all(path).context(LAYER, path.display())
 }

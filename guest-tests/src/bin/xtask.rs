@@ -11,6 +11,7 @@ use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
 use guest_tests::image::Image;
 use guest_tests::progress::say;
+use guest_tests::runner::{self, Wish};
 
 /// Everything around `vmm` that needs stock kernels or a place where VMs run.
 ///
@@ -46,6 +47,23 @@ enum Cmd {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<OsString>,
     },
+    /// Runs all tests, those that stock kernels judge included.
+    ///
+    /// Without --kernel: the default kernel in full, and one boot of each other.
+    /// Where a guest test failed, its logs are under $XTASK_SCRATCH/cases.
+    Test {
+        /// A kernel's name, or `all` for all of them in full
+        #[arg(long)]
+        kernel: Option<String>,
+        /// Only whether each kernel boots
+        #[arg(long)]
+        smoke: bool,
+        /// No unit tests
+        #[arg(long)]
+        guest_only: bool,
+        /// Only tests whose name contains this, e.g. `crash` or `boot sid`
+        filter: Option<String>,
+    },
     /// Builds a guest's kernel and initial RAM disk and prints their paths.
     Image {
         /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie or sid
@@ -74,6 +92,20 @@ fn main() -> ExitCode {
             }),
             125,
         ),
+        Cmd::Test {
+            kernel,
+            smoke,
+            guest_only,
+            filter,
+        } => {
+            let wish = Wish {
+                kernel,
+                filter,
+                guest_only,
+                smoke,
+            };
+            (runner::test(&wish).map(|good| u8::from(!good)), 1)
+        }
         Cmd::Image {
             name,
             json,

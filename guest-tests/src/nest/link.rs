@@ -151,8 +151,11 @@ impl Link {
 
     /// The ends of the emulator's and the console's logs.
     fn last_words(&self) -> String {
-        let process = lock(&self.process);
-        let mut text = String::new();
+        let mut process = lock(&self.process);
+        let mut text = match process.child.try_wait() {
+            Ok(Some(status)) => format!(" ({status})"),
+            _ => String::new(),
+        };
         for log in [process.dir.join("qemu.log"), process.console.clone()] {
             let log = fs::read(log).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);

@@ -36,6 +36,7 @@ pub(super) fn launch(qemu: &Path, image: &Image, options: &Options) -> Result<Pr
     let dir = paths::cache("runs")?.join(format!("{}-{run}", std::process::id()));
     fs::create_dir_all(&dir).context(LAYER, dir.display())?;
     let console = dir.join("console.log");
+    let vmlinux = image.kernel.vmlinux()?;
     let log_path = dir.join("qemu.log");
     let log = File::create(&log_path).context(LAYER, log_path.display())?;
     // Whatever becomes of us, the emulator doesn't outlive us. A group of its
@@ -44,7 +45,7 @@ pub(super) fn launch(qemu: &Path, image: &Image, options: &Options) -> Result<Pr
         .args(["--pdeathsig", "KILL", "--"])
         .arg(qemu)
         .env("QEMU_MODULE_DIR", module_dir())
-        .args(arguments(image, options, &console))
+        .args(arguments(image, vmlinux, options, &console))
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -61,16 +62,23 @@ pub(super) fn launch(qemu: &Path, image: &Image, options: &Options) -> Result<Pr
 /// Where the distribution has the emulator's parts; a copy of the program in
 /// another place doesn't find them by itself.
 fn module_dir() -> &'static str {
-    let places = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu"];
+    let places = [
+        "/usr/lib/x86_64-linux-gnu/qemu",
+        "/usr/lib64/qemu",
+        "/usr/lib/qemu",
+    ];
     let found = places.into_iter().find(|place| Path::new(place).is_dir());
     found.unwrap_or("/usr/lib/qemu")
 }
 
-fn arguments(image: &Image, options: &Options, console: &Path) -> Vec<OsString> {
+fn arguments(image: &Image, vmlinux: PathBuf, options: &Options, console: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |words: &str| args.extend(words.split(' ').map(OsString::from));
     add("-nodefaults -no-user-config -display none -no-reboot -machine pc");
-    add("-L /usr/share/seabios -L /usr/share/qemu -cpu max");
+    // Without XSAVE (and so without AVX): the emulation lets a guest's XSETBV
+    // pass KVM by. KVM then enters the guest with the XCR0 of a reset, which
+    // loses SSE registers: guests' programs crash at random.
+    add("-L /usr/share/seabios -L /usr/share/qemu -cpu max,-xsave");
     if options.icount {
         add("-accel tcg,thread=single -icount shift=0,sleep=off");
     } else {
@@ -91,7 +99,8 @@ fn arguments(image: &Image, options: &Options, console: &Path) -> Vec<OsString> 
         ),
     );
     pair("-serial", with_path("file:", console));
-    pair("-kernel", image.kernel.vmlinuz().into());
+    // Unpacked here, since an emulated CPU takes seconds for that.
+    pair("-kernel", vmlinux.into());
     pair("-initrd", image.initramfs.clone().into());
     pair("-append", cmdline(&options.scratch).into());
     args

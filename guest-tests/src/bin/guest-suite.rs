@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs one guest test where VMs can run; `cargo xtask test` calls it.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use guest_tests::cases;
+use guest_tests::error::{Result, failed};
+use guest_tests::runner;
+use guest_tests::suite::Context;
+
+/// Guest tests: each boots stock kernels in `vmm` and judges what they do.
+#[derive(Debug, Parser)]
+#[command(name = "guest-suite")]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Prints the names of all cases and what they prove.
+    List,
+    /// Runs one case; ends with 0 if it passed.
+    Run {
+        /// The case's name
+        case: String,
+        /// The kernel's name; its image must have been built
+        #[arg(long, default_value = guest_tests::kernels::DEFAULT)]
+        kernel: String,
+        /// How many vCPUs
+        #[arg(long, default_value_t = 2)]
+        cpus: u32,
+        /// Who emulates the SynIC: kernel or user
+        #[arg(long)]
+        synic: Option<String>,
+        /// The vmm to test; beside this program unless said
+        #[arg(long)]
+        vmm: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Cmd::List => {
+            for case in cases::all() {
+                println!("{:20} {}", case.name, case.about);
+            }
+            ExitCode::SUCCESS
+        }
+        Cmd::Run {
+            case,
+            kernel,
+            cpus,
+            synic,
+            vmm,
+        } => {
+            let context = context(&case, &kernel, cpus, synic, vmm);
+            match context.and_then(|context| run(&case, &context)) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => {
+                    eprintln!("guest-suite: {error}");
+                    ExitCode::from(2)
+                }
+            }
+        }
+    }
+}
+
+fn context(
+    case: &str,
+    kernel: &str,
+    cpus: u32,
+    synic: Option<String>,
+    vmm: Option<PathBuf>,
+) -> Result<Context> {
+    let (kernel, initramfs) = runner::prepared(kernel)?;
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|exe| exe.with_file_name("vmm"));
+    let vmm = vmm.or(beside).unwrap_or_else(|| "vmm".into());
+    let label = format!(
+        "{case}-{}-{cpus}{}",
+        kernel.name,
+        synic.as_deref().unwrap_or("")
+    );
+    let dir = runner::log_dir(&label)?;
+    let mut context = Context::new(&kernel, initramfs, vmm, dir);
+    context.cpus = cpus;
+    context.synic = synic;
+    Ok(context)
+}
+
+fn run(name: &str, context: &Context) -> Result<bool> {
+    let case = cases::all().into_iter().find(|case| case.name == name);
+    let case =
+        case.ok_or_else(|| failed("suite", format!("no case `{name}`, see `guest-suite list`")))?;
+    let outcome = (case.run)(context);
+    if let Err(failure) = &outcome {
+        println!("{failure}");
+        show_logs(&context.dir);
+    }
+    Ok(outcome.is_ok())
+}
+
+/// The ends of what the machines printed; all of it stays in the directory.
+fn show_logs(dir: &Path) {
+    const LINES: usize = 40;
+    let mut logs: Vec<PathBuf> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    logs.sort();
+    for log in logs {
+        let kind = log.extension().and_then(|end| end.to_str());
+        if !matches!(kind, Some("serial" | "stderr" | "events")) {
+            continue;
+        }
+        let text = fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // The agent's own lines say nothing to a person.
+        let talk = |line: &&str| !line.contains("@A ") && !line.trim().is_empty();
+        let lines: Vec<&str> = text.lines().filter(talk).collect();
+        if lines.is_empty() {
+            continue;
+        }
+        println!("--- the end of {}", log.display());
+        for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
+            println!("{}", line.trim_end());
+        }
+    }
+}

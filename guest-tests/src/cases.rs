@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest tests, one file per topic.
+
+mod boot;
+mod console;
+mod lifecycle;
+mod memory;
+mod terminal;
+mod usage;
+
+use crate::suite::Case;
+
+/// All cases, in the order they are run.
+pub fn all() -> Vec<Case> {
+    [
+        boot::CASES,
+        memory::CASES,
+        lifecycle::CASES,
+        console::CASES,
+        terminal::CASES,
+        usage::CASES,
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = super::all().iter().map(|case| case.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

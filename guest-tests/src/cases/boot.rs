@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A stock kernel comes up, finds itself on Hyper-V, and has nothing to complain of.
+
+use crate::ensure;
+use crate::suite::vm::Hello;
+use crate::suite::{Case, Context, Outcome, Vm};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new(
+        "boot",
+        "boots, detects Hyper-V, complains of nothing, powers off",
+        boot,
+    )
+    .with_cpus(&[2, 1, 4]),
+    Case::new("boot-elf", "boots from an ELF vmlinux", boot_elf).once(),
+    Case::new("boot-64-cpus", "boots with 64 vCPUs", boot_64)
+        .once()
+        .with_cpus(&[64])
+        .within(600),
+];
+
+/// Kernel messages of level "warning" or worse that a machine like ours gets
+/// whatever we do, each with the reason.
+const HARMLESS: &[&str] = &[
+    // No firmware tables but ACPI's: there is no firmware.
+    "DMI not present or invalid",
+    // Of any virtual AMD CPU: its performance levels are the host's business.
+    "amd_pstate: the _CPC object is not present",
+    // The nest's emulated CPU, passed through: says what the kernel does about it.
+    "Speculative Store Bypass",
+    "Spectre V2",
+    "RETBleed",
+    "MDS CPU bug present",
+    "TAA CPU bug present",
+    "MMIO Stale Data CPU bug present",
+    "L1TF CPU bug present",
+    "Register File Data Sampling",
+    // 5.10 and 6.1 say so of every machine without an i8042.
+    "i8042: No controller found",
+    // Debian's kernels are built with these keys expired or absent.
+    "Unable to open file: /etc/keys",
+    "blacklist: Problem",
+];
+
+fn boot(context: &Context) -> Outcome {
+    let mut vm = context.setup().launch()?;
+    let hello = vm.wait_agent()?;
+    check_hello(context, &hello)?;
+    check_log(&mut vm)?;
+    check_firmware(&mut vm)?;
+    vm.power_off()
+}
+
+fn check_hello(context: &Context, hello: &Hello) -> Outcome {
+    ensure!(
+        hello.release == context.release,
+        "the kernel is {} instead of {}",
+        hello.release,
+        context.release
+    );
+    ensure!(
+        hello.cpus == context.cpus,
+        "the guest sees {} CPUs instead of {}",
+        hello.cpus,
+        context.cpus
+    );
+    ensure!(
+        matches!(
+            hello.clocksource.as_str(),
+            "tsc" | "hyperv_clocksource_tsc_page" | "hyperv_clocksource_msr"
+        ),
+        "the clocksource is {}",
+        hello.clocksource
+    );
+    let (guest, host) = hello.clocks;
+    ensure!(
+        guest.abs_diff(host) <= 2,
+        "the guest's clock says {guest}, the host's {host}"
+    );
+    Ok(())
+}
+
+fn check_log(vm: &mut Vm) -> Outcome {
+    let log = vm.sh_ok("dmesg -r")?;
+    ensure!(
+        log.contains("Hypervisor detected: Microsoft Hyper-V"),
+        "Hyper-V was not detected"
+    );
+    let bad: Vec<&str> = log.lines().filter(|line| is_complaint(line)).collect();
+    ensure!(bad.is_empty(), "the kernel complains:\n{}", bad.join("\n"));
+    for trouble in ["unchecked MSR access", "Call Trace", "BUG:", "WARNING:"] {
+        ensure!(!log.contains(trouble), "\"{trouble}\" in the kernel's log");
+    }
+    // Bit 9: "don't use auto-EOI", which no virtual APIC can combine with
+    // hardware acceleration.
+    let hints = number_after(&log, "hints 0x").unwrap_or(0);
+    ensure!(
+        hints & (1 << 9) != 0,
+        "hints {hints:#x} don't deprecate auto-EOI"
+    );
+    Ok(())
+}
+
+/// `<level>text`: level 4 is a warning, and less is worse.
+fn is_complaint(line: &str) -> bool {
+    let level = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
+    let level = level
+        .and_then(|(level, _)| level.parse::<u32>().ok())
+        .unwrap_or(7);
+    level & 7 <= 4 && !HARMLESS.iter().any(|text| line.contains(text))
+}
+
+fn number_after(text: &str, prefix: &str) -> Option<u64> {
+    let rest = text.get(text.find(prefix)? + prefix.len()..)?;
+    let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// What the guest's firmware tables must name.
+fn check_firmware(vm: &mut Vm) -> Outcome {
+    let devices = vm.sh_ok("cat /sys/bus/acpi/devices/*/hid")?;
+    ensure!(
+        devices.lines().any(|id| id.eq_ignore_ascii_case("VMBUS")),
+        "no VMBUS device in ACPI, only {devices:?}"
+    );
+    ensure!(
+        devices.lines().any(|id| id == "PNP0501"),
+        "no serial port in ACPI, only {devices:?}"
+    );
+    let console = vm.sh_ok("cat /proc/tty/driver/serial | head -n 2 | tail -n 1")?;
+    ensure!(
+        console.contains("port:000003F8") && console.contains("irq:4"),
+        "COM1 is {console:?}"
+    );
+    Ok(())
+}
+
+fn boot_elf(context: &Context) -> Outcome {
+    let mut vm = context.setup().kernel(&context.vmlinux).launch()?;
+    let hello = vm.wait_agent()?;
+    check_hello(context, &hello)?;
+    vm.power_off()
+}
+
+fn boot_64(context: &Context) -> Outcome {
+    let mut vm = context.setup().memory("1G").launch()?;
+    let hello = vm.wait_agent()?;
+    check_hello(context, &hello)?;
+    let x2apic = vm.sh_ok("dmesg | grep -i x2apic")?;
+    ensure!(!x2apic.is_empty(), "x2APIC is not used");
+    vm.power_off()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_warnings_and_worse() {
+        assert!(is_complaint("<4>[    0.1] something odd"));
+        assert!(is_complaint("<3>[    0.1] an error"));
+        assert!(!is_complaint("<6>[    0.1] news"));
+        assert!(!is_complaint("<4>[    0.1] DMI not present or invalid."));
+        assert!(is_complaint("<12>[    0.1] user.warning"));
+    }
+
+    #[test]
+    fn hints_are_read_from_either_form_of_the_line() {
+        let new =
+            "Hyper-V: privilege flags low 0x2e7f, high 0x3b8030, hints 0xe2c, misc 0xe0bed7b2";
+        assert_eq!(number_after(new, "hints 0x"), Some(0xe2c));
+        let old = "Hyper-V: features 0x2e7f, hints 0x2c2c, misc 0xed7b2";
+        assert_eq!(number_after(old, "hints 0x"), Some(0x2c2c));
+    }
+}

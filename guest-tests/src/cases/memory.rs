@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory: above the 32-bit gap, and too little of it.
+
+use std::time::Duration;
+
+use crate::ensure;
+use crate::suite::{Case, Context, Outcome};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new(
+        "memory-above-gap",
+        "3.5 GiB: the part above 4 GiB is seen",
+        above_gap,
+    ),
+    Case::new(
+        "too-little-memory",
+        "64 MiB less than it needs: a crash with the kernel's words",
+        too_little,
+    )
+    .once(),
+];
+
+fn above_gap(context: &Context) -> Outcome {
+    let mut vm = context.setup().memory("3584M").boot()?;
+    let map = vm.sh_ok("dmesg | grep BIOS-e820")?;
+    ensure!(
+        map.lines()
+            .any(|line| line.contains("[mem 0x0000000100000000-") && line.contains("usable")),
+        "no memory at 4 GiB in the map:\n{map}"
+    );
+    let total: u64 = vm
+        .sh_ok("awk '/^MemTotal/ {print $2}' /proc/meminfo")?
+        .parse()
+        .unwrap_or(0);
+    ensure!(total > 3_300_000, "only {total} KiB of 3.5 GiB are there");
+    // Touch more than fits below the gap.
+    let sum = vm.sh_ok("mount -t tmpfs -o size=90% big /mnt && dd if=/dev/zero of=/mnt/x bs=1M count=200 2>/dev/null && cksum </mnt/x")?;
+    ensure!(
+        sum.ends_with(" 209715200"),
+        "wrote 200 MiB, read back {sum}"
+    );
+    vm.power_off()
+}
+
+/// What the default kernel needs with our image, in MiB, found by trying.
+const NEEDED: u64 = 160;
+
+fn too_little(context: &Context) -> Outcome {
+    let enough = context.setup().memory(&format!("{NEEDED}M")).boot()?;
+    enough.power_off()?;
+    let mut vm = context
+        .setup()
+        .memory(&format!("{}M", NEEDED - 64))
+        .launch()?;
+    let status = vm.wait(Duration::from_secs(120))?;
+    ensure!(
+        status.code() == Some(20),
+        "vmm ended with {status} instead of exit code 20; it said: {}",
+        vm.said()
+    );
+    let said = vm.said();
+    ensure!(
+        said.contains("Kernel panic"),
+        "the kernel's panic is not shown, but: {said}"
+    );
+    super::lifecycle::check_crash_event(&vm, "Kernel panic")
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask test`: what runs, where, and what came of it.
+//!
+//! Each guest test is one command, `guest-suite run CASE …`, so it runs here or
+//! in the nest alike. One nest serves many; if it hangs it is replaced, and the
+//! test is run once more. Such retries are counted and shown.
+
+mod host;
+mod plan;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::image::Image;
+use crate::nest::{Nest, Options};
+use crate::place::{self, Place};
+use crate::progress::{say, step};
+use crate::{build, kernels, paths};
+use plan::Run;
+pub use plan::Wish;
+
+/// What came of all tests.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    retries: u64,
+}
+
+/// Runs the tests; whether all passed.
+pub fn test(wish: &Wish) -> Result<bool> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    if !wish.guest_only {
+        let (passed, failed) = host::cargo_test(&wish.filter)?;
+        tally.passed += passed;
+        tally.failed += failed;
+    }
+    let runs = plan::plan(wish)?;
+    if !runs.is_empty() {
+        guest_tests(&runs, &mut tally)?;
+    }
+    if tally.retries > 0 {
+        println!(
+            "the nest hung {} times; those tests were run once more",
+            tally.retries
+        );
+    }
+    println!("in {:.0} s:", start.elapsed().as_secs_f64());
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0)
+}
+
+fn guest_tests(runs: &[Run], tally: &mut Tally) -> Result<()> {
+    let names = plan::kernels_of(runs);
+    step(
+        &format!("preparing the images of {}", names.join(", ")),
+        || {
+            for name in &names {
+                Image::guest(name)?.kernel.vmlinux()?;
+            }
+            Ok(())
+        },
+    )?;
+    let (vmm, suite) = step("building vmm and the guest tests", || {
+        Ok((
+            build::program("vmm", "vmm")?,
+            build::program("guest-tests", "guest-suite")?,
+        ))
+    })?;
+    let mut ground = Ground::find(suite, vmm)?;
+    println!("{} guest tests {}", runs.len(), ground.about());
+    for (number, run) in runs.iter().enumerate() {
+        let label = format!("[{}/{}] {run}", number + 1, runs.len());
+        let start = Instant::now();
+        let mut end = ground.run(run);
+        if let Err(error) = &end {
+            say(format_args!("{label}: {error}; once more"));
+            tally.retries += 1;
+            end = ground.run(run);
+        }
+        let took = start.elapsed().as_secs_f64();
+        let output = match end {
+            Ok((0, _)) => {
+                println!("ok   {label}  {took:.1} s");
+                tally.passed += 1;
+                continue;
+            }
+            Ok((_, output)) => output,
+            Err(error) => error.to_string(),
+        };
+        tally.failed += 1;
+        println!("FAIL {label}  {took:.1} s");
+        for line in output.lines() {
+            println!("     {line}");
+        }
+    }
+    ground.close();
+    Ok(())
+}
+
+/// Where the tests are run.
+struct Ground {
+    suite: PathBuf,
+    vmm: PathBuf,
+    nest_because: Option<String>,
+    nest: Option<Nest>,
+}
+
+impl Ground {
+    fn find(suite: PathBuf, vmm: PathBuf) -> Result<Self> {
+        let nest_because = match place::decide()? {
+            Place::Here => None,
+            Place::Nest(why) => Some(why),
+        };
+        Ok(Self {
+            suite,
+            vmm,
+            nest_because,
+            nest: None,
+        })
+    }
+
+    fn about(&self) -> String {
+        match &self.nest_because {
+            None => "on this machine's /dev/kvm".to_owned(),
+            Some(why) => format!("in the nest ({why})"),
+        }
+    }
+
+    /// The test's status and output. An error is the place's, not the test's.
+    fn run(&mut self, run: &Run) -> Result<(u32, String)> {
+        let argv = self.argv(run);
+        let limit = Duration::from_secs(run.case.limit);
+        if self.nest_because.is_none() {
+            return host::run(&argv, limit);
+        }
+        let nest = match self.nest.take() {
+            Some(nest) => nest,
+            None => Nest::start(&Options::usual()?)?,
+        };
+        // A nest that failed is dropped here, and so ended.
+        let exit = nest.run(&nest.spec(argv), limit)?;
+        self.nest = Some(nest);
+        let mut output = String::from_utf8_lossy(&exit.stdout).into_owned();
+        output.push_str(&String::from_utf8_lossy(&exit.stderr));
+        Ok((exit.status, output))
+    }
+
+    fn argv(&self, run: &Run) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec![
+            self.suite.clone().into(),
+            "run".into(),
+            run.case.name.into(),
+        ];
+        argv.extend(["--kernel".into(), run.kernel.into()]);
+        argv.extend(["--cpus".into(), run.cpus.to_string().into()]);
+        argv.extend(["--vmm".into(), self.vmm.clone().into()]);
+        if let Some(synic) = run.synic {
+            argv.extend(["--synic".into(), synic.into()]);
+        }
+        argv
+    }
+
+    fn close(self) {
+        if let Some(nest) = self.nest {
+            nest.stop();
+        }
+    }
+}
+
+/// For `guest-suite`: the image that the runner has prepared, without building.
+pub fn prepared(name: &str) -> Result<(kernels::Kernel, PathBuf)> {
+    let kernel = kernels::Kernel::cached(name)?;
+    let initramfs = Image::guest_path(name)?;
+    Ok((kernel, initramfs))
+}
+
+/// A directory for one run's logs, in what is writable everywhere.
+pub fn log_dir(label: &str) -> Result<PathBuf> {
+    let dir = paths::scratch()?.join("cases").join(label);
+    paths::fresh(&dir)?;
+    Ok(dir)
+}

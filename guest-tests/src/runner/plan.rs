@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Which cases are run with which kernels and how many vCPUs.
+
+use std::fmt;
+
+use crate::cases;
+use crate::error::Result;
+use crate::kernels;
+use crate::suite::{Case, Kernels};
+
+/// What a user asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// A kernel's name, or `all`; without it the default kernel in full and
+    /// one boot of each other.
+    pub kernel: Option<String>,
+    /// Only what contains this.
+    pub filter: Option<String>,
+    /// No unit tests.
+    pub guest_only: bool,
+    /// Only whether each kernel boots.
+    pub smoke: bool,
+}
+
+/// One case with one kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) case: Case,
+    pub(super) kernel: &'static str,
+    pub(super) cpus: u32,
+    pub(super) synic: Option<&'static str>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} cpus={}", self.case.name, self.kernel, self.cpus)?;
+        self.synic
+            .map_or(Ok(()), |synic| write!(f, " synic={synic}"))
+    }
+}
+
+/// All runs that the wish comes to.
+pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
+    let chosen = match wish.kernel.as_deref() {
+        None | Some("all") => None,
+        Some(name) => Some(kernels::find(name)?.name),
+    };
+    let full = wish.kernel.is_some() && !wish.smoke;
+    let mut runs = Vec::new();
+    for known in kernels::ALL {
+        let name = known.name;
+        if chosen.is_some_and(|chosen| chosen != name) {
+            continue;
+        }
+        let is_default = chosen == Some(name) || name == kernels::DEFAULT;
+        for case in cases::all() {
+            let depth = depth(&case, is_default, full, wish.smoke);
+            for cpus in case.cpus.iter().take(depth) {
+                let run = |synic| Run {
+                    case,
+                    kernel: name,
+                    cpus: *cpus,
+                    synic,
+                };
+                runs.push(run(None));
+                if full && case.name == "boot" && *cpus == 2 {
+                    runs.push(run(Some("user")));
+                }
+            }
+        }
+    }
+    if let Some(filter) = &wish.filter {
+        runs.retain(|run| run.to_string().contains(filter.as_str()));
+    }
+    Ok(runs)
+}
+
+/// How many of a case's vCPU counts are tried.
+fn depth(case: &Case, is_default: bool, full: bool, smoke: bool) -> usize {
+    let boots = case.name == "boot";
+    match case.kernels {
+        _ if smoke => usize::from(boots),
+        Kernels::One if !is_default => 0,
+        _ if is_default || full => usize::MAX,
+        _ => usize::from(boots),
+    }
+}
+
+pub(super) fn kernels_of(runs: &[Run]) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = runs.iter().map(|run| run.kernel).collect();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(kernel: Option<&str>, filter: Option<&str>, smoke: bool) -> Vec<String> {
+        let wish = Wish {
+            kernel: kernel.map(str::to_owned),
+            filter: filter.map(str::to_owned),
+            guest_only: true,
+            smoke,
+        };
+        plan(&wish).unwrap().iter().map(Run::to_string).collect()
+    }
+
+    #[test]
+    fn by_default_one_kernel_is_tested_in_full_and_the_others_boot() {
+        let runs = planned(None, None, false);
+        assert!(runs.contains(&"reboot-in-place trixie cpus=2".to_owned()));
+        assert!(runs.contains(&"boot trixie cpus=4".to_owned()));
+        let of_sid: Vec<_> = runs.iter().filter(|run| run.contains(" sid ")).collect();
+        assert_eq!(of_sid, ["boot sid cpus=2"]);
+    }
+
+    #[test]
+    fn all_is_every_kernel_in_full_but_what_is_about_vmm_only_once() {
+        let runs = planned(Some("all"), None, false);
+        for cpus in [1, 2, 4] {
+            assert!(runs.contains(&format!("boot bullseye cpus={cpus}")));
+        }
+        assert!(runs.contains(&"boot sid cpus=2 synic=user".to_owned()));
+        assert_eq!(
+            runs.iter()
+                .filter(|run| run.starts_with("bad-files"))
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_named_kernel_gets_everything() {
+        let runs = planned(Some("bookworm"), None, false);
+        assert!(runs.contains(&"bad-files bookworm cpus=2".to_owned()));
+        assert!(runs.iter().all(|run| run.contains(" bookworm ")));
+    }
+
+    #[test]
+    fn a_filter_and_smoke_narrow_it() {
+        assert_eq!(planned(None, Some("crash trixie"), false).len(), 2);
+        let smoke = planned(Some("all"), None, true);
+        assert_eq!(smoke.len(), kernels::ALL.len());
+    }
+}

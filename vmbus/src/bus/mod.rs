@@ -225,6 +225,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
     /// Messages that are malformed, or make no sense in the present state, are
     /// counted as violations and otherwise ignored: the post itself succeeded.
     pub fn handle_message(&mut self, connection_id: u32, payload: &[u8]) -> HvStatus {
+        self.handle_with_backlog(connection_id, payload, 0)
+    }
+
+    /// The same for a host that has `backlog` actions of ours waiting.
+    pub(crate) fn handle_with_backlog(
+        &mut self,
+        connection_id: u32,
+        payload: &[u8],
+        backlog: usize,
+    ) -> HvStatus {
         if !Self::is_message_connection(connection_id) {
             return HvStatus::INVALID_CONNECTION_ID;
         }
@@ -239,7 +249,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
         } else {
             MAX_PENDING_ACTIONS
         };
-        if self.actions.len() >= most {
+        if self.actions.len() + backlog >= most {
             return HvStatus::INSUFFICIENT_BUFFERS;
         }
         match message {
@@ -413,8 +423,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
         let sint = self.connection.session().map_or(Sint::VMBUS, |s| s.sint);
         // Relids end at 2047, as the flags do.
         if let Ok(flag) = u16::try_from(relid.0) {
-            self.actions
-                .push_back(Action::SignalEvent { vp, sint, flag });
+            let action = Action::SignalEvent { vp, sint, flag };
+            // A guest can cause these by signals, for which nothing is refused.
+            if !self.actions.contains(&action) {
+                self.actions.push_back(action);
+            }
         }
     }
 

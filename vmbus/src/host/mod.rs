@@ -117,7 +117,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             };
             tracer.trace(now, event);
         }
-        let status = self.bus.handle_message(connection, payload);
+        let backlog = self.actions.len();
+        let status = self.bus.handle_with_backlog(connection, payload, backlog);
         self.collect(now);
         status
     }
@@ -337,6 +338,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
                     }
                 }
                 Action::SignalEvent { flag, .. } => {
+                    // What waits already serves for this one, too.
+                    if self.actions.contains(&action) {
+                        continue;
+                    }
                     if let Some(tracer) = &mut self.tracer {
                         tracer.trace(now, TraceEvent::HostSignal(Relid(flag.into())));
                     }

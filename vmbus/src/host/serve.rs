@@ -27,6 +27,8 @@ pub(super) struct OpenChannel {
     needed: Option<u32>,
     /// The device is to be polled at the next turn.
     poll: bool,
+    /// The packet at the head of the ring was traced: it may be shown again.
+    traced: bool,
 }
 
 /// What serving a channel led to.
@@ -59,6 +61,7 @@ impl OpenChannel {
             user_data,
             needed: None,
             poll: false,
+            traced: false,
         }
     }
 
@@ -120,14 +123,17 @@ impl OpenChannel {
                 extended_header: head,
                 payload: rest.get(..copied).unwrap_or_default(),
             };
+            if let Some(tracer) = trace
+                && !std::mem::replace(&mut self.traced, true)
+            {
+                tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
+            }
             let flow = self.with_channel(now, relid, trace, |channel| {
                 device.packet(now, channel, &packet)
             })?;
             match flow.map_err(|_| Fault::Device)? {
                 Flow::Done => {
-                    if let Some(tracer) = trace {
-                        tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
-                    }
+                    self.traced = false;
                     self.rings.incoming.advance();
                 }
                 Flow::Later => return Ok(Drained::Stalled),

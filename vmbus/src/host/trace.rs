@@ -20,7 +20,7 @@ pub enum TraceEvent<'a> {
     GuestSignal(Relid),
     /// The host signalled a channel.
     HostSignal(Relid),
-    /// A packet that its device is done with.
+    /// A packet of the guest, when it is first shown to its device.
     GuestPacket(Relid, &'a Packet<'a>),
     /// A packet to the guest, and its payload.
     HostPacket(Relid, PacketMeta, &'a [u8]),

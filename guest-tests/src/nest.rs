@@ -99,6 +99,7 @@ impl Nest {
         env.retain(|(name, _)| name != "XTASK_SCRATCH" && name != "TMPDIR");
         env.push(("XTASK_SCRATCH".into(), self.scratch.clone().into()));
         env.push(("XTASK_PLACE".into(), "nest".into()));
+        env.push(("XTASK_RUN".into(), std::process::id().to_string().into()));
         Spec {
             argv,
             env,

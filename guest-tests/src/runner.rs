@@ -178,9 +178,11 @@ pub fn prepared(name: &str) -> Result<(kernels::Kernel, PathBuf)> {
     Ok((kernel, initramfs))
 }
 
-/// A directory for one run's logs, in what is writable everywhere.
+/// A directory for one case's logs, in what is writable everywhere, and apart
+/// from those of others that test at the same time.
 pub fn log_dir(label: &str) -> Result<PathBuf> {
-    let dir = paths::scratch()?.join("cases").join(label);
+    let run = std::env::var("XTASK_RUN").unwrap_or_else(|_| "by-hand".to_owned());
+    let dir = paths::scratch()?.join("cases").join(run).join(label);
     paths::fresh(&dir)?;
     Ok(dir)
 }

@@ -13,7 +13,9 @@ pub fn reap_until(server: u32) {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) => {
                 if u32::try_from(pid.as_raw_nonzero().get()) == Ok(server) {
-                    eprintln!("agent: server ended: {status:?}");
+                    if status.exit_status() != Some(0) {
+                        eprintln!("agent: server ended: {status:?}");
+                    }
                     return;
                 }
             }

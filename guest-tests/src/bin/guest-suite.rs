@@ -100,9 +100,13 @@ fn run(name: &str, context: &Context) -> Result<bool> {
     let case =
         case.ok_or_else(|| failed("suite", format!("no case `{name}`, see `guest-suite list`")))?;
     let outcome = (case.run)(context);
-    if let Err(failure) = &outcome {
-        println!("{failure}");
-        show_logs(&context.dir);
+    match &outcome {
+        // Nobody reads the logs of what went well.
+        Ok(()) => drop(fs::remove_dir_all(&context.dir)),
+        Err(failure) => {
+            println!("{failure}");
+            show_logs(&context.dir);
+        }
     }
     Ok(outcome.is_ok())
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use guest_tests::demo;
 use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
 use guest_tests::image::Image;
@@ -32,6 +33,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Cmd {
+    /// Boots a stock kernel, shows that it found Hyper-V, and powers it off.
+    Demo,
     /// Runs a command where VMs can run; its output and exit status are the command's.
     ///
     /// Ends with 124 if --timeout ended it, 125 if the nest failed, 126 if the
@@ -80,6 +83,7 @@ enum Cmd {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let (result, failure) = match cli.command {
+        Cmd::Demo => (demo::demo(), 1),
         Cmd::Exec {
             timeout,
             icount,

@@ -81,7 +81,8 @@ fn check_hello(context: &Context, hello: &Hello) -> Outcome {
 }
 
 fn check_log(vm: &mut Vm) -> Outcome {
-    let log = vm.sh_ok("dmesg -r")?;
+    // Only what is looked at: the whole log takes the console some seconds.
+    let log = vm.sh_ok(&format!("dmesg -r | grep -E '{LOOKED_AT}'"))?;
     ensure!(
         log.contains("Hypervisor detected: Microsoft Hyper-V"),
         "Hyper-V was not detected"
@@ -100,6 +101,10 @@ fn check_log(vm: &mut Vm) -> Outcome {
     );
     Ok(())
 }
+
+/// Lines of the kernel's log that are of interest: warnings and worse of the
+/// kernel (facility 0) and of programs, and some texts.
+const LOOKED_AT: &str = "^<([0-4]|[0-9]*(8|9|0|1|2))>|Hypervisor detected|hints 0x|unchecked MSR|Call Trace|BUG:|WARNING:";
 
 /// `<level>text`: level 4 is a warning, and less is worse.
 fn is_complaint(line: &str) -> bool {
@@ -128,10 +133,7 @@ fn check_firmware(vm: &mut Vm) -> Outcome {
         "no serial port in ACPI, only {devices:?}"
     );
     let console = vm.sh_ok("cat /proc/tty/driver/serial | head -n 2 | tail -n 1")?;
-    ensure!(
-        console.contains("port:000003F8") && console.contains("irq:4"),
-        "COM1 is {console:?}"
-    );
+    ensure!(console.contains("port:000003F8"), "COM1 is {console:?}");
     Ok(())
 }
 

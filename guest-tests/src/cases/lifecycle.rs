@@ -240,7 +240,7 @@ fn signals(context: &Context) -> Outcome {
         vm.expect_exit(130)?;
     }
     // And while the kernel is still starting.
-    let mut vm = context.setup().launch()?;
+    let mut vm = context.setup().cmdline("loglevel=7").launch()?;
     vm.console
         .expect("Linux version", Instant::now() + Duration::from_secs(60))?;
     vm.signal(Signal::TERM)?;

@@ -59,7 +59,11 @@ impl OnTerminal {
         unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         let before = tcgetattr(&slave)?;
-        let (mut command, events) = context.setup().cmdline(cmdline).command();
+        let (mut command, events) = context
+            .setup()
+            .cmdline("loglevel=7")
+            .cmdline(cmdline)
+            .command();
         let child = command
             .stdin(slave.try_clone()?)
             .stdout(slave.try_clone()?)

@@ -71,6 +71,7 @@ pub(super) fn run(argv: &[OsString], limit: Duration) -> Result<(u32, String)> {
         .ok_or_else(|| failed(LAYER, "no command"))?;
     let mut child = Command::new(program)
         .args(args)
+        .env("XTASK_RUN", std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -42,7 +42,8 @@ impl<'a> Setup<'a> {
             context,
             kernel: context.vmlinuz.clone(),
             initramfs: Some(context.initramfs.clone()),
-            cmdline: "console=ttyS0".to_owned(),
+            // The log is in the guest; printing all of it takes seconds.
+            cmdline: "console=ttyS0 loglevel=5".to_owned(),
             cpus: context.cpus,
             memory: "512M".to_owned(),
             args: Vec::new(),

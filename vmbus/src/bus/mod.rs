@@ -395,6 +395,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
         self.gpadls.get(relid, gpadl)
     }
 
+    /// How many page lists there are, complete or not.
+    pub fn page_lists(&self) -> usize {
+        self.gpadls.len()
+    }
+
     /// What the guest did wrong so far.
     pub fn violations(&self) -> &Violations {
         &self.violations

@@ -398,13 +398,15 @@ impl MockGuest {
         }
     }
 
-    fn read(&self, at: u64, to: &mut [u8]) {
+    /// The guest reads its memory.
+    pub fn read(&self, at: u64, to: &mut [u8]) {
         self.memory
             .read_slice(to, GuestAddress(at))
             .expect("guest memory");
     }
 
-    fn write(&self, at: u64, from: &[u8]) {
+    /// The guest writes its memory.
+    pub fn write(&self, at: u64, from: &[u8]) {
         self.memory
             .write_slice(from, GuestAddress(at))
             .expect("guest memory");

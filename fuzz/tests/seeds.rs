@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Writes the seeds of every target to `corpus/`, and runs them.
+
+#![allow(clippy::unwrap_used)] // a test may stumble
+
+use std::fmt::Debug;
+use std::fs;
+use std::path::Path;
+
+use vmbus_fuzz::step::{Step, bytes, steps};
+
+fn write_and_run<S>(target: &str, seeds: Vec<(&'static str, Vec<S>)>, run: impl Fn(&[u8]))
+where
+    S: Step + Debug + PartialEq,
+{
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    fs::create_dir_all(&directory).unwrap();
+    for (name, seed) in seeds {
+        let data = bytes(&seed);
+        assert_eq!(
+            steps(&data).collect::<Vec<S>>(),
+            seed,
+            "{name} reads as written"
+        );
+        let path = directory.join(name);
+        if fs::read(&path).ok().as_deref() != Some(&data[..]) {
+            fs::write(path, &data).unwrap();
+        }
+        run(&data);
+    }
+}
+
+#[test]
+fn control_messages() {
+    write_and_run(
+        "control_messages",
+        vmbus_fuzz::control::seeds(),
+        vmbus_fuzz::control::run,
+    );
+}
+
+#[test]
+fn ring() {
+    write_and_run("ring", vmbus_fuzz::ring::seeds(), vmbus_fuzz::ring::run);
+}
+
+#[test]
+fn synic() {
+    write_and_run("synic", vmbus_fuzz::synic::seeds(), vmbus_fuzz::synic::run);
+}

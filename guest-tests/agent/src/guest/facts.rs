@@ -30,7 +30,8 @@ pub fn report() -> String {
     let _ = writeln!(out, "agent: clocksource   {}", clocksource());
     let _ = writeln!(out, "agent: uptime        {} s", word("/proc/uptime"));
     for line in kernel_log() {
-        if line.contains("Hypervisor detected") || line.contains("Hyper-V:") {
+        let about_us = ["Hypervisor detected", "Hyper-V:", "hv_vmbus:", "hv_utils:"];
+        if about_us.iter().any(|word| line.contains(word)) {
             let _ = writeln!(out, "{line}");
         }
     }

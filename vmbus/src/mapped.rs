@@ -28,6 +28,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
@@ -140,66 +141,22 @@ impl GuestPages {
         Some(unsafe { page.host.cast::<ControlBlock>().as_ref() })
     }
 
-    /// Copies 16 bytes from `offset`, a multiple of 8, reading each once.
-    /// `None` if they are not all there.
-    #[inline]
-    pub(crate) fn read_16(&self, offset: usize) -> Option<[u8; 16]> {
-        let words = [self.read_u64(offset)?, self.read_u64(offset + 8)?];
-        Some(zerocopy::transmute!(words))
-    }
-
-    #[inline]
-    fn read_u64(&self, offset: usize) -> Option<u64> {
-        let at = self.span(offset, 8).filter(|_| offset.is_multiple_of(8))?;
-        // SAFETY: `span` vouches for 8 mapped bytes, and the page, the offset and
-        // so the address are 8-aligned. Any bytes are a u64.
-        Some(unsafe { at.cast::<u64>().read_volatile() })
-    }
-
-    /// Writes 8 bytes to `offset`, a multiple of 8; false if it is outside.
-    #[inline]
-    pub(crate) fn write_8(&self, offset: usize, bytes: [u8; 8]) -> bool {
-        let Some(at) = self.span(offset, 8).filter(|_| offset.is_multiple_of(8)) else {
-            return false;
-        };
-        let word = zerocopy::transmute!(bytes);
-        // SAFETY: as in `read_u64`; the memory is writable guest memory.
-        unsafe { at.cast::<u64>().write_volatile(word) };
-        true
-    }
-
     /// Copies from `offset` into `to`; false if it is not all there.
     #[inline]
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) -> bool {
-        let Some(at) = self.span(offset, to.len()) else {
-            return self.read_in_pieces(offset, to);
-        };
-        // SAFETY: `span` vouches for `to.len()` mapped bytes. `to` is host memory
-        // borrowed for writing, so it cannot be guest memory, to which this crate
-        // makes no references but to atomics: the two do not overlap.
-        unsafe {
-            at.as_ptr()
-                .copy_to_nonoverlapping(to.as_mut_ptr(), to.len());
-        };
-        // The caller works on the copy. Behind this fence the optimiser must
-        // assume that guest memory has changed, and cannot go back to it.
-        compiler_fence(Ordering::SeqCst);
-        true
+        match self.stretch(offset, to.len()) {
+            Some(stretch) => stretch.read(0, to),
+            None => self.read_in_pieces(offset, to),
+        }
     }
 
     /// Copies `from` to `offset`; false if it does not all fit.
     #[inline]
     pub(crate) fn write(&self, offset: usize, from: &[u8]) -> bool {
-        let Some(at) = self.span(offset, from.len()) else {
-            return self.write_in_pieces(offset, from);
-        };
-        // SAFETY: `span` vouches for `from.len()` mapped, writable bytes. `from`
-        // is host memory, as in `read`, so the two do not overlap.
-        unsafe {
-            at.as_ptr()
-                .copy_from_nonoverlapping(from.as_ptr(), from.len());
-        };
-        true
+        match self.stretch(offset, from.len()) {
+            Some(stretch) => stretch.write(0, from),
+            None => self.write_in_pieces(offset, from),
+        }
     }
 
     #[cold]
@@ -241,17 +198,106 @@ impl GuestPages {
             .map_or(0, |page| page.run - (offset & PAGE_MASK))
     }
 
-    /// The address of `offset`, if `len` bytes are contiguous there.
+    /// The `len` bytes at `offset`, if they are one stretch of host memory.
     #[inline]
-    fn span(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+    pub(crate) fn stretch(&self, offset: usize, len: usize) -> Option<Stretch<'_>> {
         let page = self.pages.get(offset >> PAGE_SHIFT)?;
         let within = offset & PAGE_MASK;
         if len > page.run - within {
             return None;
         }
-        // SAFETY: `within` is less than a page, and a run has at least a page, so
-        // the result is inside the run that `host` points into.
-        Some(unsafe { page.host.add(within) })
+        Some(Stretch {
+            // SAFETY: `within` is less than a page, and a run has at least a page,
+            // so the result is inside the run that `host` points into.
+            host: unsafe { page.host.add(within) },
+            len,
+            pages: PhantomData,
+        })
+    }
+}
+
+/// Contiguous bytes of guest memory, for as long as the pages are borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch<'a> {
+    host: NonNull<u8>,
+    /// Bytes that are mapped from `host` on.
+    len: usize,
+    pages: PhantomData<&'a GuestPages>,
+}
+
+impl Stretch<'_> {
+    /// Copies from `at` into `to`; false if it is not all there.
+    #[inline]
+    pub(crate) fn read(self, at: usize, to: &mut [u8]) -> bool {
+        let Some(from) = self.span(at, to.len()) else {
+            return false;
+        };
+        let len = to.len();
+        // SAFETY: `span` vouches for `len` mapped bytes. `to` is host memory
+        // borrowed for writing, so it cannot be guest memory, to which this crate
+        // makes no references but to atomics: the two do not overlap.
+        unsafe { from.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), len) };
+        // The caller works on the copy. Behind this fence the optimiser must
+        // assume that guest memory has changed, and cannot go back to it.
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Copies `from` to `at`; false if it does not all fit.
+    #[inline]
+    pub(crate) fn write(self, at: usize, from: &[u8]) -> bool {
+        let Some(to) = self.span(at, from.len()) else {
+            return false;
+        };
+        let len = from.len();
+        // SAFETY: `span` vouches for `len` mapped, writable bytes. `from` is host
+        // memory, as in `read`, so the two do not overlap.
+        unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), len) };
+        true
+    }
+
+    /// Copies 16 bytes from `at`, reading each once; `None` if they are not all
+    /// there, or not at a multiple of 8.
+    #[inline]
+    pub(crate) fn read_16(self, at: usize) -> Option<[u8; 16]> {
+        let words = [self.read_word(at)?, self.read_word(at + 8)?];
+        Some(zerocopy::transmute!(words))
+    }
+
+    #[inline]
+    fn read_word(self, at: usize) -> Option<u64> {
+        let word = self.span(at, 8)?.cast::<u64>();
+        if !word.is_aligned() {
+            return None;
+        }
+        // SAFETY: `span` vouches for 8 mapped bytes, and they are aligned. Any
+        // bytes are a u64.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    /// Writes 8 bytes to `at`; false if they do not fit, or `at` is not at a
+    /// multiple of 8.
+    #[inline]
+    pub(crate) fn write_8(self, at: usize, bytes: [u8; 8]) -> bool {
+        let word = self.span(at, 8).map(NonNull::cast::<u64>);
+        let Some(word) = word.filter(|word| word.is_aligned()) else {
+            return false;
+        };
+        let value = zerocopy::transmute!(bytes);
+        // SAFETY: as in `read_word`; the memory is writable guest memory.
+        unsafe { word.write_volatile(value) };
+        true
+    }
+
+    /// The address of `at`, if `len` bytes are there.
+    #[inline]
+    fn span(self, at: usize, len: usize) -> Option<NonNull<u8>> {
+        if at > self.len || len > self.len - at {
+            return None;
+        }
+        // SAFETY: `at` is at most the stretch's length, so the result is inside
+        // it or at its end.
+        Some(unsafe { self.host.add(at) })
     }
 }
 
@@ -348,14 +394,18 @@ mod tests {
             assert!(pages.read(offset, &mut back));
             assert_eq!(back, bytes[offset..offset + len]);
         }
-        assert_eq!(pages.read_16(8).unwrap(), bytes[8..24]);
+        let stretch = pages.stretch(0, 64).unwrap();
+        assert_eq!(stretch.read_16(8).unwrap(), bytes[8..24]);
     }
 
     #[test]
     fn a_page_listed_twice_is_the_same_memory() {
         let pages = GuestPages::map(&memory(), &[4, 4]).unwrap();
-        assert!(pages.write_8(8, [77; 8]));
-        assert_eq!(pages.read_16(PAGE_SIZE + 8).unwrap()[..8], [77; 8]);
+        assert!(pages.write(8, &[77; 8]));
+        assert_eq!(
+            pages.stretch(PAGE_SIZE, 64).unwrap().read_16(8).unwrap()[..8],
+            [77; 8]
+        );
     }
 
     #[test]
@@ -364,9 +414,14 @@ mod tests {
         let end = pages.len();
         assert!(!pages.write(end - 8, &[1; 9]));
         assert!(!pages.read(end, &mut [0]));
-        assert!(!pages.write_8(end, [1; 8]));
-        assert!(!pages.write_8(4, [1; 8]), "misaligned");
-        assert_eq!(pages.read_16(end - 8), None);
+        assert!(pages.stretch(end, 1).is_none());
+        let last = pages.stretch(end - 16, 16).unwrap();
+        assert!(last.write_8(8, [1; 8]));
+        assert!(!last.write_8(16, [1; 8]));
+        assert!(!last.write_8(4, [1; 8]), "misaligned");
+        assert!(!last.write(9, &[1; 8]) && !last.read(17, &mut []));
+        assert_eq!(last.read_16(8), None);
+        assert_eq!(last.read_16(usize::MAX), None);
         assert!(!pages.read(usize::MAX, &mut [0; 4]));
     }
 
@@ -385,7 +440,10 @@ mod tests {
         let memory = memory();
         let pages = GuestPages::map(&memory, &[1]).unwrap();
         drop(memory);
-        assert!(pages.write_8(0, [5; 8]));
-        assert_eq!(pages.read_u64(0), Some(0x0505_0505_0505_0505));
+        assert!(pages.write(0, &[5; 8]));
+        assert_eq!(
+            pages.stretch(0, 16).unwrap().read_16(0).unwrap()[..8],
+            [5; 8]
+        );
     }
 }

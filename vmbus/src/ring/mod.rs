@@ -42,7 +42,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryBackend;
 
 pub use crate::mapped::MapError;
-use crate::mapped::{GuestPages, PAGE_SIZE};
+use crate::mapped::{GuestPages, PAGE_SIZE, Stretch};
 use crate::wire::{PACKET_HEADER_SIZE, PACKET_TRAILER_SIZE, PacketHeader};
 pub use incoming::{Incoming, IncomingPacket, PacketPayload};
 pub use outgoing::{Outgoing, PacketMeta};
@@ -203,17 +203,24 @@ impl Data {
         }
     }
 
+    /// The `len` bytes at `at`, if they do not wrap and are one stretch of memory.
+    #[inline]
+    fn stretch(&self, at: u32, len: u32) -> Option<Stretch<'_>> {
+        let len = usize::try_from(len).ok()?;
+        if len > self.before_wrap(at) {
+            return None;
+        }
+        self.pages.stretch(Self::offset(at), len)
+    }
+
     #[inline]
     fn read_header(&self, at: u32) -> PacketHeader {
-        let mut bytes = [0; PACKET_HEADER_SIZE];
-        let straight = (self.before_wrap(at) >= PACKET_HEADER_SIZE)
-            .then(|| self.pages.read_16(Self::offset(at)))
-            .flatten();
-        match straight {
-            Some(header) => bytes = header,
-            None => self.read(at, &mut bytes),
-        }
-        PacketHeader::from_bytes(bytes)
+        let straight = self.stretch(at, HEADER).and_then(|bytes| bytes.read_16(0));
+        PacketHeader::from_bytes(straight.unwrap_or_else(|| {
+            let mut bytes = [0; PACKET_HEADER_SIZE];
+            self.read(at, &mut bytes);
+            bytes
+        }))
     }
 
     #[inline]
@@ -236,12 +243,6 @@ impl Data {
             self.pages.write(Self::offset(at), now);
             self.pages.write(DATA, later);
         }
-    }
-
-    /// `at` is a multiple of 8, so that 8 bytes never wrap.
-    #[inline]
-    fn write_8(&self, at: u32, bytes: [u8; 8]) {
-        self.pages.write_8(Self::offset(at), bytes);
     }
 }
 

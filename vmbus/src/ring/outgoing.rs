@@ -9,7 +9,7 @@
 
 use super::index::Writer;
 use super::{Data, HEADER, RingError, TRAILER, WriteError};
-use crate::mapped::GuestPages;
+use crate::mapped::{GuestPages, Stretch};
 use crate::wire::{PacketFlags, PacketHeader, PacketType};
 
 /// The host's end of the ring that the guest reads.
@@ -86,29 +86,25 @@ impl Outgoing {
         let start = self.writer.cursor();
         self.writer.reserve(self.data.control()?, size)?;
 
-        let data = &self.data;
-        let header = PacketHeader {
-            packet_type: meta.packet_type,
-            offset8: OFFSET8,
-            len8,
-            flags: meta.flags,
-            transaction_id: meta.transaction_id,
+        let packet = NewPacket {
+            header: PacketHeader {
+                packet_type: meta.packet_type,
+                offset8: OFFSET8,
+                len8,
+                flags: meta.flags,
+                transaction_id: meta.transaction_id,
+            },
+            parts,
+            // The last word of the payload may be more than the parts fill.
+            padded: !payload.is_multiple_of(8),
+            trailer: u64::from(start) << 32,
         };
-        let [first, second]: [[u8; 8]; 2] = zerocopy::transmute!(header.to_bytes());
-        data.write_8(start, first);
-        data.write_8(data.wrap(start, 8), second);
-        let trailer = data.wrap(start, size - TRAILER);
-        if !payload.is_multiple_of(8) {
-            // Zeroes first: the payload overwrites what it needs of the word.
-            data.write_8(data.wrap(trailer, data.size - 8), [0; 8]);
+        match self.data.stretch(start, size) {
+            Some(stretch) => packet.write(size, |at, bytes| put(stretch, at, bytes)),
+            None => packet.write(size, |at, bytes| {
+                self.data.write(self.data.wrap(start, at), bytes);
+            }),
         }
-        let mut at = data.wrap(start, HEADER);
-        for part in parts {
-            data.write(at, part);
-            // The sum of all parts fits, so each does.
-            at = data.wrap(at, u32::try_from(part.len()).unwrap_or(0));
-        }
-        data.write_8(trailer, (u64::from(start) << 32).to_le_bytes());
         Ok(())
     }
 
@@ -127,6 +123,46 @@ impl Outgoing {
         let control = self.data.control()?;
         self.writer.request_space(control, needed)
     }
+}
+
+/// A packet on its way into the ring.
+struct NewPacket<'a> {
+    header: PacketHeader,
+    parts: &'a [&'a [u8]],
+    padded: bool,
+    trailer: u64,
+}
+
+impl NewPacket<'_> {
+    /// Gives the packet of `size` ring bytes to `put`, piece by piece, each with
+    /// its offset.
+    #[inline]
+    fn write(&self, size: u32, mut put: impl FnMut(u32, &[u8])) {
+        let [first, second]: [[u8; 8]; 2] = zerocopy::transmute!(self.header.to_bytes());
+        put(0, &first);
+        put(8, &second);
+        if self.padded {
+            // Zeroes first: the payload overwrites what it needs of the word.
+            put(size - TRAILER - 8, &[0; 8]);
+        }
+        let mut at = HEADER;
+        for part in self.parts {
+            put(at, part);
+            // The sum of all parts fits, so each does.
+            at += u32::try_from(part.len()).unwrap_or(0);
+        }
+        put(size - TRAILER, &self.trailer.to_le_bytes());
+    }
+}
+
+/// Writes `bytes` to `at` of a stretch that has room for the whole packet.
+#[inline]
+fn put(stretch: Stretch<'_>, at: u32, bytes: &[u8]) {
+    let at = usize::try_from(at).unwrap_or(usize::MAX);
+    match bytes.try_into() {
+        Ok(word) if at.is_multiple_of(8) => stretch.write_8(at, word),
+        _ => stretch.write(at, bytes),
+    };
 }
 
 /// The header's length in units of 8 bytes: ours is always plain.

@@ -52,13 +52,15 @@
 //! | Kept | Limit | Bytes at most |
 //! |---|---|---|
 //! | messages that wait for a processor | [`synic::MAX_QUEUED_MESSAGES`] | 1 MiB, for the one processor that a session names |
-//! | pages in lists | [`gpadl::MAX_PAGES`] | 4 MiB |
-//! | pages in open rings | the same | 8 MiB |
+//! | pages in lists | [`gpadl::MAX_PAGES`] | 1.5 MiB |
+//! | pages in open rings | the same | 6 MiB |
 //! | page lists | [`gpadl::MAX_GPADLS`], [`gpadl::MAX_UNFINISHED_GPADLS`] | 0.5 MiB |
-//! | actions that wait for the host | [`bus::MAX_PENDING_ACTIONS`], and a few per channel | 1 MiB |
+//! | channels | 2047 | 2 MiB, if the host offers so many |
+//! | actions that wait for the host | [`bus::MAX_PENDING_ACTIONS`], and a few per channel | 2 MiB |
 //! | a packet being looked at | its length field | 0.5 MiB |
 //!
-//! That is 16 MiB for the worst guest, and about 100 KiB for an honest one.
+//! That is 16 MiB for the worst guest, which a test measures, and about 100 KiB
+//! for an honest one.
 //!
 //! # Unsafe code
 //! There is one module with unsafe code, `mapped`, which turns lists of guest

@@ -111,6 +111,7 @@ impl GuestPages {
                 }
             }
         }
+        guards.shrink_to_fit();
         Ok(Self {
             pages: pages.into(),
             guards,

@@ -145,8 +145,9 @@ pub struct NoChannel(pub Relid);
 ///
 /// # Memory
 /// Whatever a guest does, the bus keeps less than 8 MiB for it: page lists
-/// 4 MiB ([`MAX_PAGES`](crate::gpadl::MAX_PAGES)) and 0.5 MiB for their table,
-/// actions 1 MiB, channels 1 MiB. Open rings take 16 bytes per page beside that.
+/// 1.5 MiB ([`MAX_PAGES`](crate::gpadl::MAX_PAGES)) and 0.5 MiB for their table,
+/// actions 2 MiB, channels 2 MiB. Open rings take up to 32 bytes per page beside
+/// that.
 ///
 /// # Example
 /// ```

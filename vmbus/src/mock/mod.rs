@@ -389,11 +389,10 @@ impl MockGuest {
         let mut bytes = [0; 256];
         self.read(flags, &mut bytes);
         self.write(flags, &[0; 256]);
-        for relid in 1..Relid::END {
-            let byte = bytes[usize::try_from(relid / 8).expect("small")];
-            if byte >> (relid % 8) & 1 != 0 {
+        for (index, byte) in (0..).zip(bytes).filter(|(_, byte)| *byte != 0) {
+            for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
                 self.counts.events += 1;
-                self.events.insert((vp, Relid(relid)));
+                self.events.insert((vp, Relid(index * 8 + bit)));
             }
         }
     }

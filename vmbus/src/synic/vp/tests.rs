@@ -162,6 +162,12 @@ fn event_flags_are_held_until_their_page_and_sint_are_open() {
     assert_eq!(byte(&mem, SIEFP + 0x2fa), 1);
     vp.set_open_sints(&mem, SINT2);
     assert_eq!(vp.take_raised(), 0, "held flags are given once");
+    vp.set_open_sints(&mem, 0);
+    vp.signal(&mem, Sint::VMBUS, 10).unwrap();
+    assert_eq!(vp.take_raised(), 0, "masked again");
+    assert_eq!(byte(&mem, SIEFP + 0x201), 2, "and not set");
+    vp.set_open_sints(&mem, SINT2);
+    assert_eq!(vp.take_raised(), SINT2);
 }
 
 #[test]

@@ -81,30 +81,30 @@ fn check_hello(context: &Context, hello: &Hello) -> Outcome {
 }
 
 fn check_log(vm: &mut Vm) -> Outcome {
-    // Only what is looked at: the whole log takes the console some seconds.
-    let log = vm.sh_ok(&format!("dmesg -r | grep -E '{LOOKED_AT}'"))?;
-    ensure!(
-        log.contains("Hypervisor detected: Microsoft Hyper-V"),
-        "Hyper-V was not detected"
-    );
-    let bad: Vec<&str> = log.lines().filter(|line| is_complaint(line)).collect();
+    // Chosen in the guest: the whole log takes seconds on the console.
+    let bad = vm.sh("dmesg -r | grep '^<[0-4]>'")?.stdout;
+    let bad: Vec<&str> = bad.lines().filter(|line| is_complaint(line)).collect();
     ensure!(bad.is_empty(), "the kernel complains:\n{}", bad.join("\n"));
-    for trouble in ["unchecked MSR access", "Call Trace", "BUG:", "WARNING:"] {
-        ensure!(!log.contains(trouble), "\"{trouble}\" in the kernel's log");
-    }
+    let trouble = vm.sh("dmesg | grep -E 'unchecked MSR access|Call Trace|BUG:|WARNING:'")?;
+    ensure!(
+        trouble.stdout.is_empty(),
+        "the kernel is in trouble:\n{}",
+        trouble.stdout
+    );
+    let hyperv = vm.sh_ok("dmesg | grep -E 'Hypervisor detected|Hyper-V:'")?;
+    ensure!(
+        hyperv.contains("Hypervisor detected: Microsoft Hyper-V"),
+        "Hyper-V was not detected: {hyperv}"
+    );
     // Bit 9: "don't use auto-EOI", which no virtual APIC can combine with
     // hardware acceleration.
-    let hints = number_after(&log, "hints 0x").unwrap_or(0);
+    let hints = number_after(&hyperv, "hints 0x").unwrap_or(0);
     ensure!(
         hints & (1 << 9) != 0,
         "hints {hints:#x} don't deprecate auto-EOI"
     );
     Ok(())
 }
-
-/// Lines of the kernel's log that are of interest: warnings and worse of the
-/// kernel (facility 0) and of programs, and some texts.
-const LOOKED_AT: &str = "^<([0-4]|[0-9]*(8|9|0|1|2))>|Hypervisor detected|hints 0x|unchecked MSR|Call Trace|BUG:|WARNING:";
 
 /// `<level>text`: level 4 is a warning, and less is worse.
 fn is_complaint(line: &str) -> bool {
@@ -148,8 +148,7 @@ fn boot_64(context: &Context) -> Outcome {
     let mut vm = context.setup().memory("1G").launch()?;
     let hello = vm.wait_agent()?;
     check_hello(context, &hello)?;
-    let x2apic = vm.sh_ok("dmesg | grep -i x2apic")?;
-    ensure!(!x2apic.is_empty(), "x2APIC is not used");
+    vm.sh_ok("dmesg | grep -i 'x2apic enabled'")?;
     vm.power_off()
 }
 

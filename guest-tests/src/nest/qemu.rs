@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The emulator's command line and process.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -103,6 +104,9 @@ fn arguments(image: &Image, vmlinux: PathBuf, options: &Options, console: &Path)
     pair("-kernel", vmlinux.into());
     pair("-initrd", image.initramfs.clone().into());
     pair("-append", cmdline(&options.scratch).into());
+    // For looking into a nest that locks up, e.g. `-monitor unix:/tmp/m,server=on,wait=off`.
+    let extra = env::var("XTASK_QEMU_ARGS").unwrap_or_default();
+    args.extend(extra.split_whitespace().map(OsString::from));
     args
 }
 

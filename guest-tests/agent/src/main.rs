@@ -3,16 +3,21 @@
 //!
 //! PID 1 prepares the machine, starts itself once more as the server of its
 //! role, reaps orphans, and powers off when the server ends. The kernel's
-//! command line decides: `agent.role=nest`, else a guest.
-#![forbid(unsafe_code)]
+//! command line decides: `agent.role=nest`, else a guest. Called as a program
+//! it does what tests need in a guest: `/init uio-…` and `/init kexec …`.
+#![deny(unsafe_code)]
 // The library half has the public surface; what is public here is internal.
 #![allow(unreachable_pub)]
 
 mod child;
 mod guest;
+mod kexec;
 mod machine;
 mod nest;
 mod process;
+#[allow(unsafe_code)] // Each block says why it is sound.
+mod raw;
+mod uio;
 
 use std::process::{Command, ExitCode};
 
@@ -26,6 +31,8 @@ fn main() -> ExitCode {
         Some("--job") => child::become_job(args.collect()),
         Some("--serve-nest") => nest::serve(),
         Some("--serve-guest") => guest::serve(),
+        Some("kexec") => kexec::run(&args.collect::<Vec<_>>()),
+        Some(name) if name.starts_with("uio-") => uio::run(name, &args.collect::<Vec<_>>()),
         _ if std::process::id() == 1 => init(),
         _ => {
             eprintln!("guest-agent: runs as /init of a test machine, see `cargo xtask --help`");

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The agent's only unsafe code: memory shared with the host, and two system
+//! calls that rustix does not have.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A device's memory, shared with whoever is on its other side. It is seen
+/// only as atomic words: the other side writes to it at any time.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file.
+    pub fn of(file: &File, len: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the address is left to the kernel, so no memory of this
+        // process is replaced.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len })
+    }
+
+    /// `count` words of 32 bits from byte `offset` on.
+    pub fn words32(&self, offset: usize, count: usize) -> io::Result<&[AtomicU32]> {
+        let start = self.part::<AtomicU32>(offset, count)?;
+        // SAFETY: `part` has checked that the words are aligned and inside the
+        // mapping, which lives as long as `self`. They are only accessed
+        // atomically, in this process and through the type by others.
+        Ok(unsafe { std::slice::from_raw_parts(start.as_ptr(), count) })
+    }
+
+    /// `count` words of 64 bits from byte `offset` on.
+    pub fn words64(&self, offset: usize, count: usize) -> io::Result<&[AtomicU64]> {
+        let start = self.part::<AtomicU64>(offset, count)?;
+        // SAFETY: as in `words32`.
+        Ok(unsafe { std::slice::from_raw_parts(start.as_ptr(), count) })
+    }
+
+    /// Where `count` values of `T` from byte `offset` on are, if they are inside.
+    fn part<T>(&self, offset: usize, count: usize) -> io::Result<NonNull<T>> {
+        let bytes = count.checked_mul(size_of::<T>());
+        let end = bytes.and_then(|bytes| bytes.checked_add(offset));
+        if !offset.is_multiple_of(align_of::<T>()) || end.is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: `offset` is at most `len`, checked above.
+        Ok(unsafe { self.start.add(offset) }.cast())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `of`, and borrows of it have ended.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Loads a kernel for `reboot(Kexec)`.
+pub fn kexec_file_load(kernel: &File, initrd: &File, cmdline: &str) -> io::Result<()> {
+    let cmdline = CString::new(cmdline)?;
+    let len = cmdline.as_bytes_with_nul().len();
+    // SAFETY: both files are open, and the string ends with the NUL that `len`
+    // includes; the kernel only reads it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initrd.as_raw_fd(),
+            len,
+            cmdline.as_ptr(),
+            0_usize,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives this process a real-time priority: nothing but interrupts and its
+/// like gets the CPU before it sleeps.
+pub fn become_real_time() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 10 };
+    // SAFETY: `param` is valid for the call; 0 is this process.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -113,15 +113,12 @@ fn in_nest(exec: &Exec, why: &str) -> Result<u8> {
     session.feed(stdin());
     let result = relay(exec, &mut session, &signals);
     drop(raw);
-    match result? {
-        Some(status) => {
-            nest.stop();
-            Ok(u8::try_from(status).unwrap_or(255))
-        }
-        None => {
-            say_timeout(exec, exec.timeout.unwrap_or_default());
-            Ok(TIMED_OUT)
-        }
+    if let Some(status) = result? {
+        nest.stop();
+        Ok(u8::try_from(status).unwrap_or(255))
+    } else {
+        say_timeout(exec, exec.timeout.unwrap_or_default());
+        Ok(TIMED_OUT)
     }
 }
 
@@ -140,7 +137,7 @@ fn relay(exec: &Exec, session: &mut Session<'_>, signals: &Signals) -> Result<Op
         match session.next(Duration::from_millis(50))? {
             // A reader that went away is the command's matter, not ours.
             Some(Event::Stdout(data)) => {
-                drop(stdout().write_all(&data).and_then(|()| stdout().flush()))
+                drop(stdout().write_all(&data).and_then(|()| stdout().flush()));
             }
             Some(Event::Stderr(data)) => drop(stderr().write_all(&data)),
             Some(Event::Exit(status)) => return Ok(Some(status)),

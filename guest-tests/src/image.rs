@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Initial RAM disks: the agent as `/init`, busybox, and modules.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,7 +111,7 @@ fn key(kernel: &Kernel, modules: &[&str], files: &[&Path]) -> Result<String> {
     for file in files {
         let about = fs::metadata(file).context(LAYER, file.display())?;
         let time = about.modified().context(LAYER, file.display())?;
-        key.push_str(&format!("{} {} {time:?}\n", file.display(), about.len()));
+        let _ = writeln!(key, "{} {} {time:?}", file.display(), about.len());
     }
     Ok(key)
 }
@@ -154,10 +155,10 @@ fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Re
         modules_dep(&modules).as_bytes(),
     );
     // Everything of the nest's, in an order that works.
-    let order: String = modules
-        .iter()
-        .map(|module| format!("/{root}/{}\n", module.path))
-        .collect();
+    let mut order = String::new();
+    for module in &modules {
+        let _ = writeln!(order, "/{root}/{}", module.path);
+    }
     archive.file("modules.load", 0o644, order.as_bytes());
     Ok(archive.finish())
 }

@@ -157,24 +157,18 @@ fn fetch(known: Known, dir: &Path) -> Result<()> {
     XZ.require()?; // dpkg-deb and the modules want it
     let _lock = Lock::take(&format!("apt-{}", known.release))?;
     let release = Release::open(known.release)?;
-    let package = match resolve(&release, known.package) {
-        Ok(package) => package,
-        Err(_) => {
-            release.refresh()?;
-            resolve(&release, known.package)?
-        }
-    };
+    let package = resolve(&release, known.package).or_else(|_| {
+        release.refresh()?;
+        resolve(&release, known.package)
+    })?;
     step(
         &format!("fetching kernel {}: {package}", known.name),
         || {
-            let deb = match release.download(&package) {
-                Ok(deb) => deb,
-                // The lists are older than the archive.
-                Err(_) => {
-                    release.refresh()?;
-                    release.download(&resolve(&release, known.package)?)?
-                }
-            };
+            // If that fails, the lists are older than the archive.
+            let deb = release.download(&package).or_else(|_| {
+                release.refresh()?;
+                release.download(&resolve(&release, known.package)?)
+            })?;
             let fresh = paths::unfinished(dir)?;
             unpack(&deb, &fresh)?;
             arrange(&fresh)?;

@@ -5,6 +5,7 @@
 //! installation. An image needs few, so their `.modinfo` is read instead.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -122,7 +123,7 @@ pub fn modules_dep(modules: &[Module]) -> String {
         // The reverse of the order of loading.
         let place = |path: &String| modules.iter().position(|other| other.path == *path);
         all.sort_by_key(|path| std::cmp::Reverse(place(path)));
-        text.push_str(&format!("{}:", module.path));
+        let _ = write!(text, "{}:", module.path);
         for path in all {
             text.push(' ');
             text.push_str(&path);

@@ -18,7 +18,7 @@ mod session;
 pub mod watch;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use guest_agent::job::Spec;
@@ -26,6 +26,7 @@ use guest_agent::job::Spec;
 use crate::error::{HarnessError, Result};
 use crate::image::Image;
 use crate::paths;
+use crate::progress::say;
 use link::Link;
 pub use session::{Event, Session};
 
@@ -75,10 +76,20 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 impl Nest {
     /// Builds what it takes, starts it, and waits until it is up.
+    ///
+    /// The emulator has a rare race of its own while the machine's firmware
+    /// sets up the devices, so a start that fails is tried once more.
     pub fn start(options: &Options) -> Result<Self> {
         let image = Image::nest()?;
         let qemu = patch::qemu()?;
-        let process = qemu::launch(&qemu, &image, options)?;
+        Self::try_start(&qemu, &image, options).or_else(|error| {
+            say(format_args!("{error}; once more"));
+            Self::try_start(&qemu, &image, options)
+        })
+    }
+
+    fn try_start(qemu: &Path, image: &Image, options: &Options) -> Result<Self> {
+        let process = qemu::launch(qemu, image, options)?;
         let link = Link::start(process, options.icount)?;
         let about = link.wait_until_up(Instant::now() + BOOT_LIMIT)?;
         Ok(Self {

@@ -68,13 +68,12 @@ fn tried_here() -> Result<Place> {
     let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let known = fs::read_to_string(&file).unwrap_or_default();
     let verdict = known.strip_prefix(host.as_str()).map(str::to_owned);
-    let verdict = match verdict {
-        Some(verdict) => verdict,
-        None => {
-            let verdict = step("trying whether /dev/kvm can boot a stock kernel", trial)?;
-            fs::write(&file, format!("{host}{verdict}")).context(LAYER, file.display())?;
-            verdict
-        }
+    let verdict = if let Some(verdict) = verdict {
+        verdict
+    } else {
+        let verdict = step("trying whether /dev/kvm can boot a stock kernel", trial)?;
+        fs::write(&file, format!("{host}{verdict}")).context(LAYER, file.display())?;
+        verdict
     };
     Ok(match verdict.as_str() {
         "yes" => Place::Here,

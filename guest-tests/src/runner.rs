@@ -34,7 +34,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     let start = Instant::now();
     let mut tally = Tally::default();
     if !wish.guest_only {
-        let (passed, failed) = host::cargo_test(&wish.filter)?;
+        let (passed, failed) = host::cargo_test(wish.filter.as_deref())?;
         tally.passed += passed;
         tally.failed += failed;
     }

@@ -46,8 +46,9 @@ impl From<HarnessError> for Failure {
 #[macro_export]
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err($crate::suite::Failure(format!($($message)+)));
+        match $condition {
+            true => {}
+            false => return Err($crate::suite::Failure(format!($($message)+))),
         }
     };
 }
@@ -156,18 +157,21 @@ impl Case {
     }
 
     /// Only with the default kernel.
+    #[must_use]
     pub const fn once(mut self) -> Self {
         self.kernels = Kernels::One;
         self
     }
 
     /// With so many vCPUs.
+    #[must_use]
     pub const fn with_cpus(mut self, cpus: &'static [u32]) -> Self {
         self.cpus = cpus;
         self
     }
 
     /// A slow one.
+    #[must_use]
     pub const fn within(mut self, seconds: u64) -> Self {
         self.limit = seconds;
         self

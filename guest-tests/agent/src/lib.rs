@@ -10,7 +10,7 @@
 //!
 //! * [`frame`] and [`job`] carry many commands at once to the nest, with their
 //!   input, output, signals and terminals. The channel is binary and private.
-//! * [`line`] carries one command at a time to a guest through its serial
+//! * [`mod@line`] carries one command at a time to a guest through its serial
 //!   console, where kernel messages may appear between our lines.
 #![forbid(unsafe_code)]
 

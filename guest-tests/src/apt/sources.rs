@@ -3,6 +3,7 @@
 //!
 //! `apt-get indextargets` would tell, but only after `apt-get update`.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -80,12 +81,11 @@ impl Mirrors {
         let keyring = keyring.display();
         let mut text = String::new();
         if let Some(uri) = &self.main {
-            text.push_str(&format!("deb [signed-by={keyring}] {uri} {release} main\n"));
+            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {release} main");
         }
         if let Some(uri) = self.security.as_ref().filter(|_| release != "sid") {
-            text.push_str(&format!(
-                "deb [signed-by={keyring}] {uri} {release}-security main\n"
-            ));
+            let suite = format!("{release}-security");
+            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
         }
         text
     }
@@ -113,13 +113,13 @@ fn entries_of_lines(text: &str) -> Vec<Entry> {
             None => rest,
         };
         let mut words = rest.split_whitespace();
-        if let (Some(uri), Some(suite)) = (words.next(), words.next()) {
-            if words.any(|component| component == "main") {
-                entries.push(Entry {
-                    uri: uri.to_owned(),
-                    suite: suite.to_owned(),
-                });
-            }
+        if let (Some(uri), Some(suite)) = (words.next(), words.next())
+            && words.any(|component| component == "main")
+        {
+            entries.push(Entry {
+                uri: uri.to_owned(),
+                suite: suite.to_owned(),
+            });
         }
     }
     entries

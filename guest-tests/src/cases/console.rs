@@ -28,7 +28,7 @@ fn echo(context: &Context) -> Outcome {
     let mut vm = context.setup().boot()?;
     // All byte values: the console is raw on both sides.
     let sent: Vec<u8> = (0..64 * 1024_u32)
-        .map(|n| (n.wrapping_mul(31) >> 3) as u8)
+        .map(|n| (n.wrapping_mul(31) >> 3).to_le_bytes()[0])
         .collect();
     let deadline = Instant::now() + Duration::from_secs(120);
     let id = vm.ask("echo", sent.len().to_string().as_bytes())?;

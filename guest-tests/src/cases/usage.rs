@@ -112,7 +112,7 @@ fn files(context: &Context) -> Outcome {
         ("a directory", dir.clone()),
         ("an empty file", write("empty", b"")?),
         ("a text", write("text", b"this is not a kernel\n")?),
-        ("64 KiB of zeroes", write("zeroes", &[0; 65536])?),
+        ("64 KiB of zeroes", write("zeroes", &vec![0; 65536])?),
         (
             "a bzImage's first sector",
             write("sector", &part(&kernel, 512))?,

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -111,12 +112,10 @@ fn arguments(image: &Image, vmlinux: PathBuf, options: &Options, console: &Path)
 }
 
 fn cmdline(scratch: &Path) -> String {
-    let hex: String = scratch
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let mut hex = String::new();
+    for byte in scratch.as_os_str().as_bytes() {
+        let _ = write!(hex, "{byte:02x}");
+    }
     // The emulated CPUs' mitigations cost time and protect nothing. The TSC is
     // the host's, so there is no use in watching it with an emulated timer.
     format!(

@@ -16,7 +16,7 @@ use crate::progress::say;
 const LAYER: &str = "tests";
 
 /// Runs the workspace's unit tests, and gives how many passed and failed.
-pub(super) fn cargo_test(filter: &Option<String>) -> Result<(u64, u64)> {
+pub(super) fn cargo_test(filter: Option<&str>) -> Result<(u64, u64)> {
     say("unit tests: cargo test --workspace");
     let mut child = build::cargo()
         .args(["test", "--workspace", "--no-fail-fast"])

@@ -256,14 +256,14 @@ impl Vm {
         loop {
             let text = self.console.line(deadline)?;
             match Line::parse(&text, 'A') {
-                None => {}
                 Some(Err(error)) => return Err(Failure(error.to_string())),
                 Some(Ok(line)) if line.word == "bad" => {
                     let text = String::from_utf8_lossy(&line.data).into_owned();
                     return Err(Failure(format!("the agent got garbage: {text:?}")));
                 }
                 Some(Ok(line)) if line.id == id => return Ok(line),
-                Some(Ok(_)) => {} // of an earlier request that was given up
+                // The kernel's talk, or of an earlier request that was given up.
+                None | Some(Ok(_)) => {}
             }
         }
     }

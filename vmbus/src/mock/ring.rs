@@ -181,7 +181,9 @@ impl GuestRing {
         fence(Ordering::SeqCst);
         let pending = self.get(PENDING_SEND_SZ);
         let free = self.free();
-        pending != 0 && free - consumed <= pending && free > pending
+        // Below zero if the host wrote on meanwhile: then it does not wait, and
+        // the wrapped number says so.
+        pending != 0 && free.wrapping_sub(consumed) <= pending && free > pending
     }
 
     fn get(&self, offset: u64) -> u32 {

@@ -106,6 +106,19 @@ fn guest_messages() -> Vec<(Vec<u8>, GuestMessage)> {
             }),
         ),
         (
+            words(&[14, 0, 0x0005_0000, 0, 0x0000_0110, 0x21, 0, 0, 0, 0]),
+            GuestMessage::InitiateContact(InitiateContact {
+                version: ProtocolVersion::V5_0,
+                target_vp: VpIndex(0),
+                target: ContactTarget::Sint {
+                    sint: 16,
+                    vtl: 1,
+                    feature_flags: 0x21,
+                },
+                monitor_pages: [0, 0],
+            }),
+        ),
+        (
             words(&[14, 0, 0x0004_0001, 0, 0x2000, 1, 0x3000, 0, 0x4000, 0]),
             GuestMessage::InitiateContact(InitiateContact {
                 version: ProtocolVersion::V4_1,

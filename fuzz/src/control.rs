@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Sequences of control messages, signals and host calls against the whole bus.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use vmbus::bus::EVENT_CONNECTION_BASE;
 use vmbus::gpadl::{MAX_GPADLS, MAX_PAGES};
-use vmbus::host::{Device, ECHO_INSTANCE, EchoDevice, Host};
+use vmbus::host::{Device, ECHO_INSTANCE, EchoDevice, Host, TraceEvent, Tracer};
 use vmbus::mock::{MockGuest, gpadl_messages};
 use vmbus::wire::{
-    ContactTarget, GpadlId, GuestMessage, Guid, HostMessage, InitiateContact, ModifyChannel,
-    OpenChannel, ProtocolVersion, Relid, TlConnectRequest, VpIndex,
+    ContactTarget, Describe, GpadlId, GuestMessage, Guid, HostMessage, InitiateContact,
+    ModifyChannel, OpenChannel, ProtocolVersion, Relid, TlConnectRequest, VpIndex,
 };
 
 use crate::step::{Step, array, blob, steps, write_blob};
@@ -122,6 +123,7 @@ impl Step for Control {
 /// Runs the steps in `data`; then the bus must serve an honest guest.
 pub fn run(data: &[u8]) {
     let mut guest = MockGuest::new(2);
+    guest.with_host(|host, _| host.set_tracer(Some(Box::<Describer>::default())));
     guest.offer(Box::new(EchoDevice::default()));
     for step in steps(data) {
         perform(&mut guest, step);
@@ -138,6 +140,30 @@ pub fn run(data: &[u8]) {
     let mut channel = guest.open(offers[0].relid, 4).expect("it opens");
     assert!(guest.send(&mut channel, 1, b"are you well?"));
     assert!(guest.receive(&mut channel).is_some());
+}
+
+/// Describes everything that passes, as a trace does.
+#[derive(Default)]
+struct Describer(String);
+
+impl Tracer for Describer {
+    fn trace(&mut self, _: Duration, event: TraceEvent<'_>) {
+        self.0.clear();
+        let described: Option<&dyn Describe> = match event {
+            TraceEvent::GuestMessage(message) => Some(message),
+            TraceEvent::HostMessage(message) => Some(message),
+            _ => None,
+        };
+        match described {
+            Some(message) => {
+                let out = &mut self.0;
+                message.fields(&mut |name, value| {
+                    write!(out, "{name}={value:?} ").expect("a string takes it");
+                });
+            }
+            None => write!(self.0, "{event:?}").expect("a string takes it"),
+        }
+    }
 }
 
 fn check(guest: &MockGuest) {

@@ -19,6 +19,14 @@ pub const ECHO_INSTANCE: Guid = Guid::from_u128(0x7c5e_1a5d_52c6_4b0e_9d3b_0f3c_
 ///
 /// When the guest does not read, the echo does not read either, and the guest
 /// finds its ring full: no packet is buffered here, dropped, or overtaken.
+///
+/// ```
+/// use vmbus::host::{Device, ECHO_TYPE, EchoDevice};
+///
+/// let echo = EchoDevice::default();
+/// assert_eq!(echo.offer().interface_type, ECHO_TYPE);
+/// assert_eq!(echo.echoed(), 0);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EchoDevice {
     instance: Guid,

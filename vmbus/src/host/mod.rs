@@ -77,7 +77,43 @@ struct Slot {
 ///
 /// Times are durations since some moment that the host chooses, and never go back.
 ///
-/// `vmbus/examples/embed.rs` is a complete use.
+/// # Example
+/// `examples/embed.rs` is a complete use. In short:
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vmbus::bus::{Action, BusConfig};
+/// use vmbus::host::{EchoDevice, Host};
+/// use vmbus::synic::HvStatus;
+/// use vmbus::wire::{ContactTarget, GuestMessage, InitiateContact, ProtocolVersion, VpIndex};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+/// let mut host = Host::new(Arc::new(memory), BusConfig::default());
+/// let now = Duration::ZERO;
+/// let relid = host.offer(now, Box::new(EchoDevice::default()))?;
+///
+/// // A guest connects and asks what there is.
+/// let contact = GuestMessage::InitiateContact(InitiateContact {
+///     version: ProtocolVersion::V5_3,
+///     target_vp: VpIndex(0),
+///     target: ContactTarget::Sint { sint: 2, vtl: 0, feature_flags: 0 },
+///     monitor_pages: [0, 0],
+/// });
+/// for message in [contact, GuestMessage::RequestOffers] {
+///     let status = host.handle_message(now, 4, message.emit().as_slice());
+///     assert_eq!(status, HvStatus::SUCCESS);
+/// }
+/// let mut messages = Vec::new();
+/// while let Some(action) = host.poll_action() {
+///     if let Action::PostMessage { message, .. } = action {
+///         messages.push(message.message_type().to_string());
+///     }
+/// }
+/// assert_eq!(messages, ["VERSION_RESPONSE", "OFFERCHANNEL", "ALLOFFERS_DELIVERED"]);
+/// assert!(!host.is_open(relid), "the guest has not opened it");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Host<M> {
     bus: Bus<M>,
     slots: BTreeMap<Relid, Slot>,

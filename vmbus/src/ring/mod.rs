@@ -14,6 +14,10 @@
 //! checked; a bad one is a [`RingError`], after which the channel is closed. It
 //! is never more than that: the guest harms its own channel.
 //!
+//! The host writes to rings through addresses resolved beforehand. A memory
+//! backend that keeps a bitmap of dirty pages does not hear of it: who copies a
+//! running guest takes the pages of open rings as dirty.
+//!
 //! # Example
 //! ```
 //! use std::sync::Arc;

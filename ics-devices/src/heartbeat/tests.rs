@@ -103,6 +103,8 @@ fn a_guest_that_comes_back_is_well_again() {
     script.beat();
     assert_eq!(script.health(), Health::Ok);
     assert_eq!(script.device.missed(), 0);
+    // The next one comes with the next interval, not at once.
+    assert_eq!(script.unread(), 0);
     script.advance(secs(2));
     assert_eq!(script.unread(), 1);
 }

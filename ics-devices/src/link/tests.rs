@@ -330,6 +330,23 @@ fn a_late_answer_is_swallowed_and_lets_the_next_request_go() {
 }
 
 #[test]
+fn only_the_answer_that_is_owed_lets_the_next_request_go() {
+    let mut script = AskScript::asking();
+    script.ask(7);
+    let late = answer(script.take(), 0);
+    script.advance(secs(10));
+    script.ask(8);
+    for id in [1, 3] {
+        let mut other = late.clone();
+        other[24] = id;
+        script.send(&other);
+    }
+    assert_eq!((script.ignored(), script.unread()), (2, 0));
+    script.send(&late);
+    assert_eq!(script.unread(), 1);
+}
+
+#[test]
 fn a_request_behind_one_that_is_never_answered_times_out_unsent() {
     let mut script = AskScript::asking();
     script.ask(7);

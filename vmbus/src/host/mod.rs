@@ -221,6 +221,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
         self.actions.push_front(action);
     }
 
+    /// Actions that wait.
+    pub fn pending_actions(&self) -> usize {
+        self.actions.len()
+    }
+
     /// Offers a device to the guest.
     pub fn offer(&mut self, now: Duration, device: Box<dyn Device>) -> Result<Relid, OfferError> {
         let relid = self.bus.offer(device.offer())?;

@@ -239,6 +239,29 @@ fn a_packet_too_large_for_the_way_back_ends_the_channel() {
     assert!(!guest.host().is_open(relid));
 }
 
+#[test]
+fn events_for_a_guest_that_does_not_read_its_messages_do_not_pile_up() {
+    let (mut guest, mut channel) = echo(4);
+    guest.set_deaf(true);
+    let refused = GuestMessage::CloseChannel { relid: Relid(99) };
+    for id in 0.. {
+        let header = crate::mock::gpadl_messages(Relid(99), crate::wire::GpadlId(id), &[5])[0];
+        if guest.post(&header) != HvStatus::SUCCESS {
+            break;
+        }
+    }
+    assert_eq!(guest.post(&refused), HvStatus::INSUFFICIENT_BUFFERS);
+    let waiting = guest.host().pending_actions();
+    for id in 0..1000 {
+        assert!(guest.send(&mut channel, id, b"x"));
+        assert!(
+            guest.receive(&mut channel).is_some(),
+            "data flows all the same"
+        );
+    }
+    assert!(guest.host().pending_actions() <= waiting + 1);
+}
+
 /// Sends a beat every second, and what the host gives it.
 #[derive(Default)]
 struct Beat {

@@ -6,6 +6,9 @@
 //! RUSTFLAGS="--cfg loom" cargo test -p vmbus --lib model
 //! ```
 
+// Clippy takes models for ordinary code; they are tests.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};

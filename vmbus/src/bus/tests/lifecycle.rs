@@ -344,3 +344,29 @@ fn connection_requests_beyond_the_limit_are_refused_at_once() {
     assert_eq!(refusals, 10);
     assert_eq!(violations(&guest), 10);
 }
+
+#[test]
+fn flags_that_new_kernels_refuse_are_left_out_of_offers() {
+    let mut bus = Bus::new(MockGuest::new(1).memory().clone(), BusConfig::default());
+    bus.offer(OfferSpec {
+        flags: ChannelFlags::from_bits_retain(0xffff),
+        ..OfferSpec::message_pipe(Guid::ZERO, Guid::ZERO)
+    })
+    .unwrap();
+    let contact = [14, 0, 0x0004_0001, 0, 0, 0, 0, 0, 0, 0];
+    for message in [&contact[..], &[3, 0]] {
+        let bytes: Vec<u8> = message
+            .iter()
+            .flat_map(|word: &u32| word.to_le_bytes())
+            .collect();
+        bus.handle_message(1, &bytes);
+    }
+    let flags = std::iter::from_fn(|| bus.poll_action()).find_map(|action| match action {
+        Action::PostMessage {
+            message: HostMessage::OfferChannel(offer),
+            ..
+        } => Some(offer.flags),
+        _ => None,
+    });
+    assert_eq!(flags.unwrap().bits(), 0xfff9);
+}

@@ -7,6 +7,7 @@ mod lifecycle;
 mod memory;
 mod terminal;
 mod usage;
+mod vmbus;
 
 use crate::suite::Case;
 
@@ -19,6 +20,9 @@ pub fn all() -> Vec<Case> {
         console::CASES,
         terminal::CASES,
         usage::CASES,
+        vmbus::CASES,
+        vmbus::channel::CASES,
+        vmbus::restart::CASES,
     ]
     .concat()
 }

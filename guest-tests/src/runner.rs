@@ -21,6 +21,12 @@ use crate::{build, kernels, paths};
 use plan::Run;
 pub use plan::Wish;
 
+/// Lines of a case's output that are shown though it passed.
+pub const NOTE: &str = "note: ";
+
+/// How much longer a case may take with `--long`.
+const LONG: u64 = 8;
+
 /// What came of all tests.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
@@ -40,7 +46,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     }
     let runs = plan::plan(wish)?;
     if !runs.is_empty() {
-        guest_tests(&runs, &mut tally)?;
+        guest_tests(&runs, wish.long, &mut tally)?;
     }
     if tally.retries > 0 {
         println!(
@@ -53,7 +59,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-fn guest_tests(runs: &[Run], tally: &mut Tally) -> Result<()> {
+fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
     step(
         &format!("preparing the images of {}", names.join(", ")),
@@ -70,7 +76,7 @@ fn guest_tests(runs: &[Run], tally: &mut Tally) -> Result<()> {
             build::program("guest-tests", "guest-suite")?,
         ))
     })?;
-    let mut ground = Ground::find(suite, vmm)?;
+    let mut ground = Ground::find(suite, vmm, long)?;
     println!("{} guest tests {}", runs.len(), ground.about());
     for (number, run) in runs.iter().enumerate() {
         let label = format!("[{}/{}] {run}", number + 1, runs.len());
@@ -83,8 +89,12 @@ fn guest_tests(runs: &[Run], tally: &mut Tally) -> Result<()> {
         }
         let took = start.elapsed().as_secs_f64();
         let output = match end {
-            Ok((0, _)) => {
+            Ok((0, output)) => {
                 println!("ok   {label}  {took:.1} s");
+                // What it has measured.
+                for note in output.lines().filter_map(|line| line.strip_prefix(NOTE)) {
+                    println!("     {note}");
+                }
                 tally.passed += 1;
                 continue;
             }
@@ -105,12 +115,13 @@ fn guest_tests(runs: &[Run], tally: &mut Tally) -> Result<()> {
 struct Ground {
     suite: PathBuf,
     vmm: PathBuf,
+    long: bool,
     nest_because: Option<String>,
     nest: Option<Nest>,
 }
 
 impl Ground {
-    fn find(suite: PathBuf, vmm: PathBuf) -> Result<Self> {
+    fn find(suite: PathBuf, vmm: PathBuf, long: bool) -> Result<Self> {
         let nest_because = match place::decide()? {
             Place::Here => None,
             Place::Nest(why) => Some(why),
@@ -118,6 +129,7 @@ impl Ground {
         Ok(Self {
             suite,
             vmm,
+            long,
             nest_because,
             nest: None,
         })
@@ -133,7 +145,8 @@ impl Ground {
     /// The test's status and output. An error is the place's, not the test's.
     fn run(&mut self, run: &Run) -> Result<(u32, String)> {
         let argv = self.argv(run);
-        let limit = Duration::from_secs(run.case.limit);
+        let times = if self.long { LONG } else { 1 };
+        let limit = Duration::from_secs(run.case.limit * times);
         if self.nest_because.is_none() {
             return host::run(&argv, limit);
         }
@@ -160,6 +173,9 @@ impl Ground {
         argv.extend(["--vmm".into(), self.vmm.clone().into()]);
         if let Some(synic) = run.synic {
             argv.extend(["--synic".into(), synic.into()]);
+        }
+        if self.long {
+            argv.push("--long".into());
         }
         argv
     }

@@ -74,6 +74,8 @@ pub struct Context {
     pub synic: Option<String>,
     /// Where the case may write; its logs stay here.
     pub dir: PathBuf,
+    /// Run things as often as it takes to find what is rare.
+    pub long: bool,
 }
 
 impl Context {
@@ -89,12 +91,18 @@ impl Context {
             cpus: 2,
             synic: None,
             dir,
+            long: false,
         }
     }
 
     /// A machine with this kernel, its image and 512 MiB.
     pub fn setup(&self) -> Setup<'_> {
         Setup::new(self)
+    }
+
+    /// How often to do something: usually, and with `--long`.
+    pub fn times(&self, usually: u64, long: u64) -> u64 {
+        if self.long { long } else { usually }
     }
 
     /// Linux' version as numbers that compare, such as (6, 12).
@@ -125,6 +133,8 @@ pub struct Case {
     pub kernels: Kernels,
     /// With how many vCPUs each.
     pub cpus: &'static [u32],
+    /// Whether it is run with both SynICs, KVM's and ours.
+    pub both_synics: bool,
     /// Seconds after which it counts as hung.
     pub limit: u64,
     /// The test.
@@ -151,6 +161,7 @@ impl Case {
             about,
             kernels: Kernels::All,
             cpus: &[2],
+            both_synics: false,
             limit: 240,
             run,
         }
@@ -167,6 +178,13 @@ impl Case {
     #[must_use]
     pub const fn with_cpus(mut self, cpus: &'static [u32]) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// With KVM's SynIC, and with ours.
+    #[must_use]
+    pub const fn with_both_synics(mut self) -> Self {
+        self.both_synics = true;
         self
     }
 

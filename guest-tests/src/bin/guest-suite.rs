@@ -40,6 +40,9 @@ enum Cmd {
         /// The vmm to test; beside this program unless said
         #[arg(long)]
         vmm: Option<PathBuf>,
+        /// As often as it takes to find what is rare
+        #[arg(long)]
+        long: bool,
     },
 }
 
@@ -57,9 +60,10 @@ fn main() -> ExitCode {
             cpus,
             synic,
             vmm,
+            long,
         } => {
             let context = context(&case, &kernel, cpus, synic, vmm);
-            match context.and_then(|context| run(&case, &context)) {
+            match context.and_then(|context| run(&case, &Context { long, ..context })) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => {

@@ -64,6 +64,9 @@ enum Cmd {
         /// No unit tests
         #[arg(long)]
         guest_only: bool,
+        /// Guest tests of what is rare in full: a million packets, 200 reloads
+        #[arg(long)]
+        long: bool,
         /// Only tests whose name contains this, e.g. `crash` or `boot sid`
         filter: Option<String>,
     },
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
             kernel,
             smoke,
             guest_only,
+            long,
             filter,
         } => {
             let wish = Wish {
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
                 filter,
                 guest_only,
                 smoke,
+                long,
             };
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }

@@ -20,6 +20,8 @@ pub struct Wish {
     pub guest_only: bool,
     /// Only whether each kernel boots.
     pub smoke: bool,
+    /// Everything as often as it takes to find what is rare.
+    pub long: bool,
 }
 
 /// One case with one kernel.
@@ -62,6 +64,10 @@ pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
                     cpus: *cpus,
                     synic,
                 };
+                if case.both_synics {
+                    runs.extend([Some("kernel"), Some("user")].map(run));
+                    continue;
+                }
                 runs.push(run(None));
                 if full && case.name == "boot" && *cpus == 2 {
                     runs.push(run(Some("user")));
@@ -102,6 +108,7 @@ mod tests {
             filter: filter.map(str::to_owned),
             guest_only: true,
             smoke,
+            long: false,
         };
         plan(&wish).unwrap().iter().map(Run::to_string).collect()
     }
@@ -138,8 +145,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_the_synic_is_run_with_both() {
+        let runs = planned(None, Some("vmbus-connect trixie cpus=4"), false);
+        let both =
+            ["kernel", "user"].map(|synic| format!("vmbus-connect trixie cpus=4 synic={synic}"));
+        assert_eq!(runs, both);
+    }
+
+    #[test]
     fn a_filter_and_smoke_narrow_it() {
-        assert_eq!(planned(None, Some("crash trixie"), false).len(), 2);
+        assert_eq!(planned(None, Some("bad-files"), false).len(), 1);
         let smoke = planned(Some("all"), None, true);
         assert_eq!(smoke.len(), kernels::ALL.len());
     }

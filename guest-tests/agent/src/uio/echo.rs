@@ -29,12 +29,12 @@ pub fn run(packets: u64) -> io::Result<()> {
     let (sender, receiver) = both(&mapping, len)?;
     let mut link = Link::new(device, sender, receiver);
     let (start, before) = (Instant::now(), interrupts());
-    let share = packets / 20;
-    link.phase("one-by-one", |link| link.stream(share, 1, false))?;
-    link.phase("interrupts", |link| link.stream(4 * share, 32, false))?;
-    link.phase("masked", |link| link.stream(4 * share, 32, true))?;
-    link.phase("flood", |link| link.stream(4 * share, u64::MAX, false))?;
-    link.phase("bursts", |link| link.bursts(3 * share))?;
+    let percent = packets / 100;
+    link.phase("one-by-one", |link| link.stream(percent, 1, false))?;
+    link.phase("interrupts", |link| link.stream(24 * percent, 32, false))?;
+    link.phase("masked", |link| link.stream(25 * percent, 32, true))?;
+    link.phase("flood", |link| link.stream(20 * percent, u64::MAX, false))?;
+    link.phase("bursts", |link| link.bursts(15 * percent))?;
     // However many fit, so what is left is sent in the end.
     link.phase("full", |link| {
         for round in 0.. {
@@ -48,6 +48,7 @@ pub fn run(packets: u64) -> io::Result<()> {
     })?;
     let total = interrupts() - before;
     link.report("all", start, (0, 0, total));
+    println!("ring-bytes={}", len / 2);
     Ok(())
 }
 
@@ -143,7 +144,10 @@ impl<'a> Link<'a> {
             let burst = self.sent.wrapping_mul(0x9e37_79b9) % 600 + 1;
             for _ in 0..burst.min(end - self.received) {
                 while !self.put(false)? {
-                    self.pause(false, true)?;
+                    // Too large a group for what the rings hold.
+                    if self.take(u64::MAX, false)? == 0 {
+                        self.pause(false, true)?;
+                    }
                 }
             }
             while self.received < self.sent {

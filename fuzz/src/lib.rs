@@ -12,6 +12,7 @@
 //! | `control_messages` | the whole bus, through the mock guest |
 //! | `ring` | one pair of rings over arbitrary memory |
 //! | `synic` | MSRs, hypercalls, message slots, event flags |
+//! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 
 // A fuzz target panics when something is wrong: that is its purpose.
 #![allow(
@@ -23,6 +24,7 @@
 )]
 
 pub mod control;
+pub mod image;
 pub mod ring;
 pub mod step;
 pub mod synic;

@@ -50,3 +50,16 @@ fn ring() {
 fn synic() {
     write_and_run("synic", vmbus_fuzz::synic::seeds(), vmbus_fuzz::synic::run);
 }
+
+#[test]
+fn kernel_image() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/kernel_image");
+    fs::create_dir_all(&directory).unwrap();
+    for (name, data) in vmbus_fuzz::image::seeds() {
+        let path = directory.join(name);
+        if fs::read(&path).ok().as_deref() != Some(&data[..]) {
+            fs::write(path, &data).unwrap();
+        }
+        vmbus_fuzz::image::run(&data);
+    }
+}

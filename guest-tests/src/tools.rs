@@ -49,6 +49,13 @@ pub const LZ4: Tool = Tool {
     why: "to unpack a kernel",
 };
 
+/// Compiles libFuzzer.
+pub const CXX: Tool = Tool {
+    name: "c++",
+    package: "g++",
+    why: "to build the fuzz targets",
+};
+
 impl Tool {
     /// The program's path; installs its package if that is missing and allowed.
     pub fn require(self) -> Result<PathBuf> {

@@ -15,11 +15,11 @@ use crate::progress::say;
 
 const LAYER: &str = "tests";
 
-/// Runs the workspace's unit tests, and gives how many passed and failed.
+/// Runs the unit tests of all crates but the fuzz targets', which want a C++ compiler, and gives how many passed and failed.
 pub(super) fn cargo_test(filter: Option<&str>) -> Result<(u64, u64)> {
-    say("unit tests: cargo test --workspace");
+    say("unit tests: cargo test");
     let mut child = build::cargo()
-        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(["test", "--no-fail-fast"])
         .args(filter)
         .stdout(Stdio::piped())
         .spawn()

@@ -5,7 +5,7 @@
 //!  messages (queue + bell) ─┐                    ┌─► SynIC: messages, event flags
 //!  a channel's eventfd ─────┼─► epoll ─► Host ───┤
 //!  EOM, where KVM has it ───┤      ▲             └─► eventfds bound and unbound
-//!  requests, deadlines ─────┘      └─ sleeps otherwise: nothing is polled
+//!  calls, deadlines ────────┘      └─ sleeps otherwise: nothing is polled
 //! ```
 //!
 //! No device state is shared with another thread, so none is locked.
@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use ics_devices::ServiceSet;
 use vmbus::bus::{Action, BusConfig};
 use vmbus::host::{EchoDevice, Host};
 use vmbus::synic::{SynicError, VMBUS_MESSAGE_TYPE};
@@ -24,34 +26,56 @@ use vmbus::wire::{ProtocolVersion, Relid};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::api::types::{BusStatus, VmStatus, answer};
+use crate::api::{Call, Reply};
 use crate::cli::TestDevice;
 use crate::cpu::vcpu::EventSender;
+use crate::events::EventHub;
 use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
+use crate::services::Services;
 use crate::trace::Trace;
+
+/// Something that other threads want of the bus.
+#[derive(Debug)]
+pub enum BusCall {
+    /// An operation of the API's on a service.
+    Service(Call),
+    /// The VM's status: the bus adds its part to what is known.
+    Status(Box<VmStatus>, Reply),
+    /// The vCPUs stand still, or go on.
+    Paused(bool),
+}
 
 /// Tokens of the loop; a channel's is its relid behind these.
 const BELL: u64 = 0;
 const STOP: u64 = 1;
 const END_OF_MESSAGE: u64 = 2;
+const CALLS: u64 = 3;
 const CHANNELS: u64 = 16;
 /// Messages taken before channels get their turn.
 const MESSAGES_PER_TURN: usize = 64;
 
 /// What the bus of a machine is to be like.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct BusSettings {
     /// The newest protocol version to accept.
     pub max_version: ProtocolVersion,
+    /// Services to offer.
+    pub services: ServiceSet,
     /// Test devices to offer.
     pub devices: Vec<TestDevice>,
     /// Where to write what passes.
     pub trace: Option<Trace>,
+    /// Where to tell of what happens.
+    pub hub: EventHub,
 }
 
 /// A running bus thread.
 pub struct BusThread {
     stop: EventFd,
+    calls: Sender<BusCall>,
+    call_bell: Arc<EventFd>,
     handle: JoinHandle<()>,
 }
 
@@ -66,6 +90,8 @@ impl BusThread {
         events: EventSender,
     ) -> io::Result<Self> {
         let stop = eventfd()?;
+        let call_bell = Arc::new(eventfd()?);
+        let (sender, calls) = unbounded();
         let config = BusConfig {
             vps: cpus,
             max_version: settings.max_version,
@@ -77,13 +103,18 @@ impl BusThread {
         let epoll = Epoll::new()?;
         watch(&epoll, from_guest.bell.as_raw_fd(), BELL)?;
         watch(&epoll, stop.as_raw_fd(), STOP)?;
+        watch(&epoll, call_bell.as_raw_fd(), CALLS)?;
         if let Some(event) = hyperv.end_of_message_event() {
             watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
         }
+        let services = settings.services;
         let bus = Loop {
             host,
+            services: Services::new(services, Arc::clone(&hyperv), settings.hub.clone()),
             hyperv,
             from_guest,
+            calls,
+            call_bell: Arc::clone(&call_bell),
             epoll,
             channels: BTreeMap::new(),
             test_devices: settings.devices.iter().map(Offered::new).collect(),
@@ -97,7 +128,19 @@ impl BusThread {
                 alarm.0.failed(format!("the bus thread: {error}"));
             }
         })?;
-        Ok(Self { stop, handle })
+        Ok(Self {
+            stop,
+            calls: sender,
+            call_bell,
+            handle,
+        })
+    }
+
+    /// Asks something of the bus.
+    pub fn send(&self, call: BusCall) {
+        // A bus that has ended drops the call, and so answers it.
+        let _ = self.calls.send(call);
+        let _ = self.call_bell.write(1);
     }
 
     /// Ends the thread and waits for it.
@@ -121,6 +164,9 @@ impl Drop for Alarm {
 
 struct Loop {
     host: Host<GuestMemory>,
+    services: Services,
+    calls: Receiver<BusCall>,
+    call_bell: Arc<EventFd>,
     hyperv: Arc<Hyperv>,
     from_guest: FromGuest,
     epoll: Epoll,
@@ -137,6 +183,8 @@ impl Loop {
         let mut ready = [EpollEvent::default(); 32];
         loop {
             self.toggle_test_devices();
+            let now = self.now();
+            self.services.offer(&mut self.host, now);
             self.do_actions()?;
             if let Some(trace) = &self.trace {
                 trace.flush();
@@ -150,6 +198,7 @@ impl Loop {
                 match event.data() {
                     BELL => self.messages()?,
                     STOP => return Ok(()),
+                    CALLS => self.take_calls(),
                     END_OF_MESSAGE => {
                         if let Some(event) = self.hyperv.end_of_message_event() {
                             let _ = event.read();
@@ -202,6 +251,38 @@ impl Loop {
         self.from_guest.bell.write(1)
     }
 
+    fn take_calls(&mut self) {
+        let _ = self.call_bell.read();
+        while let Ok(call) = self.calls.try_recv() {
+            let now = self.now();
+            match call {
+                BusCall::Service(Call { op, reply }) => {
+                    self.services.call(&mut self.host, now, op, reply);
+                }
+                BusCall::Status(mut status, reply) => {
+                    status.health = self.services.health(&self.host).name().into();
+                    status.services = self.services.list(&self.host, now);
+                    status.vmbus = self.status();
+                    reply.send(answer(&*status));
+                }
+                BusCall::Paused(paused) => {
+                    self.services.set_paused(&mut self.host, now, paused);
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> BusStatus {
+        let session = self.host.session();
+        let channels = self.host.bus().channels();
+        BusStatus {
+            version: session.map(|session| session.version.to_string()),
+            guest_os: self.hyperv.guest_os(),
+            channels_open: channels.filter(|c| c.state.opened().is_some()).count(),
+            violations: self.host.violations().total(),
+        }
+    }
+
     fn channel(&mut self, token: u64) {
         let Some(relid) = token
             .checked_sub(CHANNELS)
@@ -220,6 +301,8 @@ impl Loop {
     /// Does what the bus wants, until there is nothing left or the guest has to
     /// read its messages first.
     fn do_actions(&mut self) -> io::Result<()> {
+        let now = self.now();
+        self.services.settle(&mut self.host, now);
         while let Some(action) = self.host.poll_action() {
             match action {
                 Action::DiscardMessages => self.hyperv.discard_messages(),

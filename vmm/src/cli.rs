@@ -2,12 +2,16 @@
 //! The command line of `vmm`, parsed into checked values.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, Parser};
 
+use ics_devices::{ServiceSet, ServiceSetError};
 use vmbus::wire::ProtocolVersion;
 
 use crate::hyperv::SynicMode;
@@ -71,6 +75,19 @@ pub struct Args {
     /// The guest's first serial port: this terminal, nothing, or a file for its output
     #[arg(long, value_name = "tty|null|file=PATH", default_value = "tty", value_parser = serial)]
     pub serial: Serial,
+
+    /// The VM's name for vmmctl [default: vm-PID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Control socket [default: api.sock in a private directory of the VM's name]
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+
+    /// Integration services to offer: heartbeat, shutdown, timesync; all, none, or a change such
+    /// as -timesync
+    #[arg(long, value_name = "LIST", default_value = "all,-fcopy", value_parser = services, allow_hyphen_values = true)]
+    pub ic: ServiceSet,
 
     /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
     #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
@@ -262,6 +279,11 @@ fn synic(text: &str) -> Result<SynicChoice, String> {
     }
 }
 
+fn services(text: &str) -> Result<ServiceSet, String> {
+    text.parse()
+        .map_err(|error: ServiceSetError| error.to_string())
+}
+
 fn vmbus_version(text: &str) -> Result<ProtocolVersion, String> {
     text.parse()
         .ok()
@@ -310,7 +332,7 @@ fn on_crash(text: &str) -> Result<Action, String> {
     action(text, exit::CRASH, true)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let unit_at = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
@@ -342,6 +364,35 @@ fn event_log(text: &str) -> Result<EventLogTarget, String> {
             .ok_or_else(|| "expected a path or fd=N".into()),
         None => Ok(EventLogTarget::Path(text.into())),
     }
+}
+
+/// Ends a program whose command line was not understood. Help goes to standard
+/// output; a mistake becomes one line.
+pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("wrong usage");
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    // Where the first line is only a heading, what it announces follows.
+    let more = if first.ends_with(':') {
+        lines.next()
+    } else {
+        None
+    };
+    let _ = writeln!(
+        io::stderr(),
+        "{program}: {first}{}{} (see {program} --help)",
+        if more.is_some() { " " } else { "" },
+        more.unwrap_or_default()
+    );
+    exit::USAGE.into()
 }
 
 /// The exit codes that are part of the interface.

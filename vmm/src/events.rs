@@ -4,11 +4,16 @@
 //! Every line has `event`, `time_unix_ms` and `uptime_ms`; the rest depends on
 //! the event.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
@@ -44,6 +49,29 @@ pub enum Event {
         /// The vCPU that told it.
         #[serde(skip_serializing_if = "Option::is_none")]
         registers: Option<Snapshot>,
+    },
+    /// The vCPUs stand still.
+    Paused,
+    /// They go on.
+    Resumed,
+    /// A service got further, or fell back.
+    Service {
+        /// Which.
+        name: &'static str,
+        /// How far it is now.
+        state: &'static str,
+        /// One line about it.
+        detail: String,
+    },
+    /// What the heartbeat tells of the guest has changed.
+    Health {
+        /// What it tells now.
+        health: &'static str,
+    },
+    /// The guest has accepted to shut down, reboot or hibernate.
+    ShutdownAccepted {
+        /// What it was asked for.
+        action: &'static str,
     },
     /// `--timeout` passed.
     TimedOut,
@@ -82,37 +110,82 @@ struct Line<'a> {
     uptime_ms: u64,
 }
 
-/// Where events go.
-pub struct EventLog {
-    sink: Option<File>,
+/// How many past events a new reader is shown.
+const BACKLOG: usize = 256;
+/// Events that wait for the API thread; more are dropped for its readers.
+const QUEUE: usize = 1024;
+
+/// Where events go: a file, and whoever reads them through the API. Clones
+/// lead to the same place.
+#[derive(Clone)]
+pub struct EventHub {
+    state: Arc<Mutex<State>>,
     start: Instant,
 }
 
-impl EventLog {
-    /// A log that goes nowhere.
+#[derive(Default)]
+struct State {
+    sink: Option<File>,
+    backlog: VecDeque<Arc<[u8]>>,
+    outlet: Option<Outlet>,
+}
+
+struct Outlet {
+    queue: Sender<Arc<[u8]>>,
+    bell: Arc<EventFd>,
+}
+
+/// The API thread's end of a hub.
+pub struct EventLines {
+    hub: EventHub,
+    queue: Receiver<Arc<[u8]>>,
+    /// Written when there are lines.
+    pub bell: Arc<EventFd>,
+}
+
+impl EventHub {
+    /// A hub without a file.
     pub fn none() -> Self {
         Self {
-            sink: None,
+            state: Arc::default(),
             start: Instant::now(),
         }
     }
 
-    /// Opens the target.
+    /// A hub that writes to a target of the user's.
     pub fn open(target: &EventLogTarget) -> io::Result<Self> {
         let sink = match target {
             EventLogTarget::Path(path) => File::create(path)?,
             EventLogTarget::Descriptor(fd) => sys::duplicate(*fd)?.into(),
         };
-        Ok(Self {
-            sink: Some(sink),
-            ..Self::none()
+        let hub = Self::none();
+        hub.state.lock().sink = Some(sink);
+        Ok(hub)
+    }
+
+    /// Since when events have been written.
+    pub fn uptime(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Makes the API thread's end.
+    pub fn subscribe(&self) -> io::Result<EventLines> {
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let (sender, queue) = bounded(QUEUE);
+        self.state.lock().outlet = Some(Outlet {
+            queue: sender,
+            bell: Arc::clone(&bell),
+        });
+        Ok(EventLines {
+            hub: self.clone(),
+            queue,
+            bell,
         })
     }
 
     /// Writes an event. A log that cannot be written is given up with a
     /// warning: the guest is worth more than its log.
-    pub fn write(&mut self, event: &Event) {
-        let Some(sink) = &mut self.sink else { return };
+    pub fn write(&self, event: &Event) {
         let line = Line {
             event,
             time_unix_ms: millis(
@@ -122,20 +195,54 @@ impl EventLog {
             ),
             uptime_ms: millis(self.start.elapsed()),
         };
-        let written = serde_json::to_vec(&line)
-            .map_err(io::Error::from)
-            .and_then(|mut bytes| {
-                bytes.push(b'\n');
-                sink.write_all(&bytes)
-            });
-        if let Err(error) = written {
+        let mut bytes = match serde_json::to_vec(&line) {
+            Ok(bytes) => bytes,
+            Err(error) => return log::warn!("event: {error}"),
+        };
+        bytes.push(b'\n');
+        let line: Arc<[u8]> = bytes.into();
+        let mut state = self.state.lock();
+        if let Some(sink) = &mut state.sink
+            && let Err(error) = sink.write_all(&line)
+        {
             log::warn!("event log: {error}; no more events are written");
-            self.sink = None;
+            state.sink = None;
+        }
+        while state.backlog.len() >= BACKLOG {
+            state.backlog.pop_front();
+        }
+        state.backlog.push_back(Arc::clone(&line));
+        if let Some(outlet) = &state.outlet {
+            if outlet.queue.try_send(line).is_err() {
+                log::debug!("an event was dropped for readers of the API");
+            }
+            let _ = outlet.bell.write(1);
         }
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+impl EventLines {
+    /// The lines that are new since the last call.
+    pub fn take(&self) -> Vec<u8> {
+        let _ = self.bell.read();
+        let lines: Vec<_> = self.queue.try_iter().collect();
+        lines.concat()
+    }
+
+    /// The last lines of the past. Those that are also still to be taken would
+    /// come twice: call [`take`](Self::take) first where that matters.
+    pub fn backlog(&self) -> Vec<u8> {
+        let state = self.hub.state.lock();
+        state
+            .backlog
+            .iter()
+            .flat_map(|line| line.iter())
+            .copied()
+            .collect()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -17,16 +17,20 @@
 //! ```
 
 pub mod acpi;
+pub mod api;
 pub mod boot;
 pub mod bus;
 pub mod cli;
 pub mod cpu;
+pub mod ctl;
 pub mod devices;
 pub mod events;
 pub mod hyperv;
+mod input;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod services;
 pub mod supervisor;
 mod sys;
 pub mod terminal;

@@ -9,13 +9,13 @@ use std::io;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, unbounded};
-use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiError};
 use crate::boot::{BootError, BootSource, Entry};
-use crate::bus::{BusSettings, BusThread};
+use crate::bus::{BusCall, BusSettings, BusThread};
 use crate::cpu::cpuid::CpuidTemplate;
 use crate::cpu::vcpu::EventSender;
 use crate::cpu::{Vcpu, VcpuEvent, VcpuThread, registers};
@@ -83,9 +83,11 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     bus: BusThread,
     events: Receiver<VcpuEvent>,
+    /// KVM's clock, while the vCPUs stand still.
+    clock: Option<kvm_clock_data>,
     ports: Arc<Ports>,
     // Dropped last: KVM holds the memory as long as the VM exists.
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
     _memory: GuestMemory,
 }
 
@@ -153,8 +155,9 @@ impl Machine {
             vcpus,
             bus,
             events,
+            clock: None,
             ports,
-            _vm: vm,
+            vm,
             _memory: memory,
         })
     }
@@ -169,8 +172,55 @@ impl Machine {
         &self.ports.com1
     }
 
+    /// The bus thread.
+    pub fn bus(&self) -> &BusThread {
+        &self.bus
+    }
+
+    /// Makes all vCPUs stand still, and the guest's clocks with them.
+    pub fn pause(&mut self) {
+        self.bus.send(BusCall::Paused(true));
+        self.com1().let_writers_through(true);
+        for vcpu in &self.vcpus {
+            vcpu.pause();
+        }
+        self.com1().let_writers_through(false);
+        self.clock = match self.vm.get_clock() {
+            Ok(clock) => Some(clock),
+            Err(error) => {
+                log::warn!("the guest's clock runs on: {error}");
+                None
+            }
+        };
+    }
+
+    /// Lets them go on where they were.
+    pub fn resume(&mut self) {
+        if let Some(clock) = self.clock.take() {
+            let clock = kvm_clock_data {
+                clock: clock.clock,
+                ..kvm_clock_data::default()
+            };
+            if let Err(error) = self.vm.set_clock(&clock) {
+                log::warn!("the guest's clock has run on: {error}");
+            }
+        }
+        for vcpu in &self.vcpus {
+            vcpu.resume();
+        }
+        self.bus.send(BusCall::Paused(false));
+    }
+
+    /// Gives every vCPU a non-maskable interrupt.
+    pub fn nmi(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.nmi();
+        }
+    }
+
     /// Stops all threads for good.
     pub fn stop(self) {
+        self.com1().let_writers_through(true);
         for vcpu in self.vcpus {
             if vcpu.stop().is_err() {
                 log::error!("a vCPU thread panicked");

@@ -9,35 +9,40 @@
 //!                            ▲ vCPU events, signals, standard input, --timeout
 //! ```
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write, stdin, stdout};
+use std::io::{self, Write, stdout};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::api::server::ApiServer;
+use crate::api::socket::{ControlSocket, SocketError};
+use crate::api::types::{ApiError, BusStatus, PowerAction, VmState, VmStatus};
+use crate::api::{Call, CallSender, Op};
 use crate::boot::BootSource;
-use crate::bus::BusSettings;
+use crate::bus::{BusCall, BusSettings};
 use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
 use crate::devices::serial::Output;
-use crate::events::{CrashCause, Event, EventLog};
-use crate::hyperv::CrashReport;
+use crate::events::{CrashCause, Event, EventHub};
+use crate::hyperv::{CrashReport, SynicMode};
+use crate::input::Input;
 use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape};
+use crate::services;
 use crate::sys;
-use crate::terminal::{self, Keys, RawMode};
+use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
-
-/// Input kept for a guest that does not read; more stays with the user's pipe.
-const INPUT_LIMIT: usize = 4096;
 
 /// Why the process cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +62,9 @@ pub enum Error {
     /// The trace could not be opened.
     #[error("--vmbus-trace: cannot create {0}: {1}")]
     Trace(PathBuf, io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A vCPU cannot go on.
     #[error("{0}")]
     Vcpu(String),
@@ -70,23 +78,26 @@ pub enum Error {
 
 /// Runs a guest to its end and returns the exit code.
 pub fn run(args: &Args) -> Result<u8, Error> {
-    let mut log = match &args.event_log {
-        None => EventLog::none(),
+    let log = match &args.event_log {
+        None => EventHub::none(),
         Some(target) => {
-            EventLog::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
+            EventHub::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
         }
     };
-    let result = Supervisor::new(args, &mut log).and_then(|mut supervisor| supervisor.run());
-    let code = match &result {
-        Ok(code) => *code,
-        Err(error) => {
-            log.write(&Event::HostFailed {
-                message: error.to_string(),
-            });
-            exit::HOST
+    let result = Supervisor::new(args, &log).and_then(|mut supervisor| {
+        let code = supervisor.run();
+        if let Ok(code) = code {
+            // Before the API goes, so that who follows the events sees the end.
+            log.write(&Event::Exit { code });
         }
-    };
-    log.write(&Event::Exit { code });
+        code
+    });
+    if let Err(error) = &result {
+        log.write(&Event::HostFailed {
+            message: error.to_string(),
+        });
+        log.write(&Event::Exit { code: exit::HOST });
+    }
     result
 }
 
@@ -97,10 +108,11 @@ const BELL: u64 = 0;
 const DRAINED: u64 = 1;
 const SIGNAL: u64 = 2;
 const INPUT: u64 = 3;
+const CALLS: u64 = 4;
 
 struct Supervisor<'a> {
     args: &'a Args,
-    log: &'a mut EventLog,
+    log: EventHub,
     host: Host,
     source: BootSource,
     output: Output,
@@ -110,6 +122,14 @@ struct Supervisor<'a> {
     signals: Signals,
     input: Input,
     deadline: Option<Instant>,
+    name: String,
+    state: VmState,
+    resets: u64,
+    calls: Receiver<Call>,
+    call_bell: Arc<EventFd>,
+    // The thread goes before the socket's files do.
+    _api: ApiServer,
+    _socket: ControlSocket,
     // Last, so that the terminal is restored after the output has been written.
     raw_mode: Option<RawMode>,
 }
@@ -121,7 +141,7 @@ enum End {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(args: &'a Args, log: &'a mut EventLog) -> Result<Self, Error> {
+    fn new(args: &'a Args, log: &EventHub) -> Result<Self, Error> {
         let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &args.cmdline)
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
@@ -145,8 +165,10 @@ impl<'a> Supervisor<'a> {
         };
         let bus = BusSettings {
             max_version: args.vmbus_version,
+            services: args.ic,
             devices: args.device.clone(),
             trace,
+            hub: log.clone(),
         };
         let bells = Bells::new()?;
         let epoll = Epoll::new()?;
@@ -162,13 +184,27 @@ impl<'a> Supervisor<'a> {
             Serial::Tty => RawMode::enter()?,
             _ => None,
         };
+        let name = args
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("vm-{}", std::process::id()));
+        let (listener, socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
+        log::info!("control socket: {}", socket.path().display());
+        let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let (queue, calls) = unbounded();
+        let sender = CallSender {
+            queue,
+            bell: Arc::clone(&call_bell),
+        };
+        let api = ApiServer::start(listener, sender, log)?;
+        watch(&epoll, ControlOperation::Add, call_bell.as_raw_fd(), CALLS)?;
         let input = match args.serial {
             Serial::Tty => Input::open(raw_mode.is_some()),
             _ => Input::none(),
         };
         Ok(Self {
             args,
-            log,
+            log: log.clone(),
             host,
             source,
             output,
@@ -178,47 +214,57 @@ impl<'a> Supervisor<'a> {
             signals,
             input,
             deadline: args.timeout.and_then(|t| Instant::now().checked_add(t)),
+            name,
+            state: VmState::Starting,
+            resets: 0,
+            calls,
+            call_bell,
+            _api: api,
+            _socket: socket,
             raw_mode,
         })
     }
 
     fn run(&mut self) -> Result<u8, Error> {
-        let shape = Shape {
-            cpus: self.args.cpus.get(),
-            memory: self.args.memory,
-            hugepages: self.args.hugepages,
-        };
-        let mut resets = 0;
         loop {
-            let machine = Machine::start(
+            let mut machine = Machine::start(
                 &self.host,
-                shape,
+                self.shape(),
                 &self.source,
                 &self.bus,
                 &self.output,
                 &self.bells,
             )?;
+            self.state = VmState::Running;
             self.log.write(&Event::Running {
-                vcpus: shape.cpus,
-                memory_mib: shape.memory >> 20,
+                vcpus: self.args.cpus.get(),
+                memory_mib: self.args.memory >> 20,
                 synic: self.host.synic,
-                resets,
+                resets: self.resets,
             });
-            let end = self.event_loop(&machine);
+            let end = self.event_loop(&mut machine);
             machine.stop();
             match end? {
                 End::Process(code) | End::Guest(Action::Exit(code)) => return Ok(code),
-                End::Guest(Action::Reset | Action::Continue) => resets += 1,
+                End::Guest(Action::Reset | Action::Continue) => self.resets += 1,
             }
         }
     }
 
+    fn shape(&self) -> Shape {
+        Shape {
+            cpus: self.args.cpus.get(),
+            memory: self.args.memory,
+            hugepages: self.args.hugepages,
+        }
+    }
+
     /// Serves one machine until it ends.
-    fn event_loop(&mut self, machine: &Machine) -> Result<End, Error> {
+    fn event_loop(&mut self, machine: &mut Machine) -> Result<End, Error> {
         let mut ready = [EpollEvent::default(); 8];
         loop {
             self.input.feed(machine);
-            self.input.update(&self.epoll)?;
+            self.input.update(&self.epoll, INPUT)?;
             let count = match self.epoll.wait(self.wait_ms(), &mut ready) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -235,6 +281,7 @@ impl<'a> Supervisor<'a> {
                         None
                     }
                     SIGNAL => self.signal()?,
+                    CALLS => self.take_calls(machine),
                     _ => self.typed(),
                 };
                 if let Some(end) = end {
@@ -293,6 +340,108 @@ impl<'a> Supervisor<'a> {
         Ok(None)
     }
 
+    /// Does what clients of the API want.
+    fn take_calls(&mut self, machine: &mut Machine) -> Option<End> {
+        let _ = self.call_bell.read();
+        while let Ok(call) = self.calls.try_recv() {
+            if let Some(end) = self.call(machine, call) {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    fn call(&mut self, machine: &mut Machine, call: Call) -> Option<End> {
+        match &call.op {
+            Op::Status => {
+                let status = Box::new(self.status());
+                machine.bus().send(BusCall::Status(status, call.reply));
+            }
+            Op::Power(body) => {
+                let action = body.action;
+                return self.power(machine, action, call);
+            }
+            Op::SetService(name, enabled) => {
+                // Remembered for the time after a reset.
+                if let Ok(service) = services::find(name) {
+                    let set = self.bus.services;
+                    self.bus.services = if *enabled {
+                        set.with(service)
+                    } else {
+                        set.without(service)
+                    };
+                }
+                machine.bus().send(BusCall::Service(call));
+            }
+            Op::Services | Op::Time | Op::TimeSync => machine.bus().send(BusCall::Service(call)),
+        }
+        None
+    }
+
+    fn power(&mut self, machine: &mut Machine, action: PowerAction, call: Call) -> Option<End> {
+        let done = || Ok(serde_json::json!({"done": true}));
+        let paused = self.state == VmState::Paused;
+        match action {
+            PowerAction::Shutdown | PowerAction::Reboot | PowerAction::Hibernate => {
+                machine.bus().send(BusCall::Service(call));
+                return None;
+            }
+            PowerAction::Kill => {
+                self.log.write(&Event::Interrupted {
+                    by: "the API (kill)".into(),
+                });
+                call.reply.send(done());
+                return Some(End::Process(exit::INTERRUPTED));
+            }
+            PowerAction::Reset => {
+                self.log.write(&Event::Reset);
+                call.reply.send(done());
+                return Some(End::Guest(Action::Reset));
+            }
+            PowerAction::Pause if !paused => {
+                machine.pause();
+                self.state = VmState::Paused;
+                self.log.write(&Event::Paused);
+            }
+            PowerAction::Resume if paused => {
+                machine.resume();
+                self.state = VmState::Running;
+                self.log.write(&Event::Resumed);
+            }
+            PowerAction::Nmi if paused => {
+                let message = "the VM is paused: an NMI would have to wait";
+                call.reply
+                    .send(Err(ApiError::new(409, "busy", "vm", message)));
+                return None;
+            }
+            PowerAction::Nmi => machine.nmi(),
+            // It is so already.
+            PowerAction::Pause | PowerAction::Resume => {}
+        }
+        call.reply.send(done());
+        None
+    }
+
+    /// The VM's part of its status.
+    fn status(&self) -> VmStatus {
+        VmStatus {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            state: self.state,
+            uptime_ms: u64::try_from(self.log.uptime().as_millis()).unwrap_or(u64::MAX),
+            resets: self.resets,
+            vcpus: self.args.cpus.get(),
+            memory_mib: self.args.memory >> 20,
+            synic: match self.host.synic {
+                SynicMode::Kernel => "kernel".into(),
+                SynicMode::User => "user".into(),
+            },
+            health: String::new(),
+            vmbus: BusStatus::default(),
+            services: Vec::new(),
+        }
+    }
+
     fn crashed(
         &mut self,
         cause: CrashCause,
@@ -320,6 +469,7 @@ impl<'a> Supervisor<'a> {
             }
             None => {}
         }
+        self.state = VmState::Crashed;
         self.log.write(&Event::Crashed {
             cause,
             report,
@@ -370,115 +520,6 @@ impl<'a> Supervisor<'a> {
         log::info!("ended by {by}");
         self.log.write(&Event::Interrupted { by: by.into() });
         End::Process(exit::INTERRUPTED)
-    }
-}
-
-/// Standard input on its way to COM1.
-struct Input {
-    file: Option<File>,
-    keys: Option<Keys>,
-    pending: VecDeque<u8>,
-    watched: bool,
-    /// epoll does not take regular files; they can always be read.
-    pollable: bool,
-}
-
-impl Input {
-    fn none() -> Self {
-        Self {
-            file: None,
-            keys: None,
-            pending: VecDeque::new(),
-            watched: false,
-            pollable: true,
-        }
-    }
-
-    /// Standard input; a terminal has keys of ours.
-    fn open(terminal: bool) -> Self {
-        let file = sys::duplicate(stdin().as_raw_fd()).ok().map(File::from);
-        Self {
-            file,
-            keys: terminal.then(Keys::default),
-            ..Self::none()
-        }
-    }
-
-    /// Whether the next read is to happen without waiting for epoll.
-    fn always_ready(&self) -> bool {
-        !self.pollable && self.wants_more()
-    }
-
-    fn wants_more(&self) -> bool {
-        self.file.is_some() && self.pending.len() < INPUT_LIMIT
-    }
-
-    /// Gives the guest what it can take.
-    fn feed(&mut self, machine: &Machine) {
-        while !self.pending.is_empty() {
-            let taken = machine.com1().offer(self.pending.as_slices().0);
-            if taken == 0 {
-                return;
-            }
-            self.pending.drain(..taken);
-        }
-    }
-
-    /// Listens for input while there is room for it.
-    fn update(&mut self, epoll: &Epoll) -> io::Result<()> {
-        let Some(file) = &self.file else {
-            return Ok(());
-        };
-        if !self.pollable || self.watched == self.wants_more() {
-            if self.always_ready() {
-                self.read();
-            }
-            return Ok(());
-        }
-        let operation = if self.watched {
-            ControlOperation::Delete
-        } else {
-            ControlOperation::Add
-        };
-        match watch(epoll, operation, file.as_raw_fd(), INPUT) {
-            Ok(()) => self.watched = !self.watched,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.pollable = false,
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// Reads what is there; true if the user wants to quit.
-    fn read(&mut self) -> bool {
-        let mut bytes = [0; 1024];
-        let Some(file) = &mut self.file else {
-            return false;
-        };
-        match file.read(&mut bytes) {
-            Ok(count) if count > 0 => {
-                let read = bytes.get(..count).unwrap_or_default();
-                let Some(keys) = &mut self.keys else {
-                    self.pending.extend(read);
-                    return false;
-                };
-                let (guest, quit) = keys.filter(read);
-                self.pending.extend(guest);
-                quit
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) =>
-            {
-                false
-            }
-            // The end, or a terminal that is gone: closing it takes it out of epoll.
-            Ok(_) | Err(_) => {
-                self.file = None;
-                false
-            }
-        }
     }
 }
 

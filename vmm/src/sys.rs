@@ -191,6 +191,30 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// Who runs this process.
+pub(crate) fn user_id() -> u32 {
+    // SAFETY: getuid has no preconditions and cannot fail.
+    unsafe { libc::getuid() }
+}
+
+/// Runs something while new files lack these permissions. The mask is the
+/// process's: call it before there are threads that make files.
+pub(crate) fn with_umask<T>(mask: libc::mode_t, run: impl FnOnce() -> T) -> T {
+    // SAFETY: umask has no preconditions and cannot fail.
+    let before = unsafe { libc::umask(mask) };
+    let result = run();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    result
+}
+
+/// The host's time-stamp counter.
+pub(crate) fn host_tsc() -> u64 {
+    // SAFETY: every CPU that KVM runs on has the instruction, and Linux lets
+    // programs use it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Stops this process as the terminal's stop signal would have.
 pub(crate) fn stop_self() {
     // SAFETY: raise has no preconditions.

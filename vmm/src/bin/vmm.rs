@@ -6,14 +6,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
-use vmm::cli::{Args, exit};
+use vmm::cli::{self, Args, exit};
 use vmm::supervisor;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => return usage(&error),
+        Err(error) => return cli::usage("vmm", &error),
     };
     if let Err(error) = start_log(&args) {
         return fail(&format!("--log-file: cannot create it: {error}"));
@@ -22,34 +21,6 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => fail(&error.to_string()),
     }
-}
-
-/// Help goes to standard output; a mistake becomes one line.
-fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
-    }
-    let text = error.to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or("wrong usage");
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    // Where the first line is only a heading, what it announces follows.
-    let more = if first.ends_with(':') {
-        lines.next()
-    } else {
-        None
-    };
-    let _ = writeln!(
-        io::stderr(),
-        "vmm: {first}{}{} (see vmm --help)",
-        if more.is_some() { " " } else { "" },
-        more.unwrap_or_default()
-    );
-    exit::USAGE.into()
 }
 
 fn fail(message: &str) -> ExitCode {

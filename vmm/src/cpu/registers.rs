@@ -92,9 +92,19 @@ pub fn set_msrs(vcpu: &VcpuFd) -> KvmResult<()> {
 
 /// The guest's time-stamp counter.
 pub fn tsc(vcpu: &VcpuFd) -> Option<u64> {
-    let mut msrs = one_msr(MSR_TSC, 0)?;
+    msr(vcpu, MSR_TSC)
+}
+
+/// An MSR as the guest would read it.
+pub fn msr(vcpu: &VcpuFd, index: u32) -> Option<u64> {
+    let mut msrs = one_msr(index, 0)?;
     vcpu.get_msrs(&mut msrs).ok()?;
     msrs.as_slice().first().map(|entry| entry.data)
+}
+
+/// Sets the guest's time-stamp counter.
+pub fn set_tsc(vcpu: &VcpuFd, tsc: u64) -> KvmResult<()> {
+    one_msr(MSR_TSC, tsc).map_or(Ok(()), |msrs| vcpu.set_msrs(&msrs).map(drop))
 }
 
 fn one_msr(index: u32, data: u64) -> Option<Msrs> {

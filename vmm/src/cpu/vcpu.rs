@@ -11,19 +11,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::registers::{self, Snapshot};
 use crate::devices::Ports;
 use crate::devices::power::PowerRequest;
-use crate::hyperv::msr::{HYPERCALL_OUT_OFFSET, HYPERCALL_PORT};
+use crate::hyperv::msr::{GUEST_OS_ID_MSR, HYPERCALL_OUT_OFFSET, HYPERCALL_PORT};
 use crate::hyperv::{CrashReport, Hyperv, SynicMode};
 use crate::sys::{self, HypervExit};
 
@@ -81,23 +81,48 @@ pub struct Vcpu {
 
 /// A running vCPU.
 pub struct VcpuThread {
-    stop: Arc<AtomicBool>,
+    control: Arc<Control>,
     handle: JoinHandle<()>,
+}
+
+/// What a vCPU's thread is to do, told from outside.
+///
+/// ```text
+///   Run ◄──► Pause        parked: the thread is out of the guest and waits
+///    └─► Stop ◄─┘
+/// ```
+#[derive(Default)]
+struct Control {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    stop: bool,
+    pause: bool,
+    nmi: bool,
+    /// The thread has seen that it is to pause, and waits.
+    parked: bool,
 }
 
 impl Vcpu {
     /// Starts the thread.
     pub fn start(self) -> io::Result<VcpuThread> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let control = Arc::new(Control::default());
+        let orders = Arc::clone(&control);
         let handle = thread::Builder::new()
             .name(format!("vcpu{}", self.id))
-            .spawn(move || self.run(&stopped))?;
-        Ok(VcpuThread { stop, handle })
+            .spawn(move || {
+                self.run(&orders);
+                orders.park_for_good();
+            })?;
+        Ok(VcpuThread { control, handle })
     }
 
-    fn run(mut self, stop: &AtomicBool) {
-        while !stop.load(Ordering::Acquire) {
+    fn run(mut self, control: &Control) {
+        self.measure_tsc();
+        while self.obey(control) {
             match self.step() {
                 Step::Continue => {}
                 Step::Tell(event) => self.events.send(event),
@@ -106,6 +131,43 @@ impl Vcpu {
                     return;
                 }
             }
+        }
+    }
+
+    /// Does what it is told before it enters the guest; false if that is to end.
+    fn obey(&mut self, control: &Control) -> bool {
+        let mut orders = control.orders.lock();
+        if orders.pause && !orders.stop {
+            let tsc = registers::tsc(&self.fd);
+            orders.parked = true;
+            control.changed.notify_all();
+            while orders.pause && !orders.stop {
+                control.changed.wait(&mut orders);
+            }
+            orders.parked = false;
+            // The guest's clock has stood still.
+            if let Some(tsc) = tsc
+                && let Err(error) = registers::set_tsc(&self.fd, tsc)
+            {
+                log::warn!("vCPU {}: the TSC has run on: {error}", self.id);
+            }
+            self.measure_tsc();
+        }
+        if std::mem::take(&mut orders.nmi)
+            && let Err(error) = self.fd.nmi()
+        {
+            log::warn!("vCPU {}: NMI: {error}", self.id);
+        }
+        !orders.stop
+    }
+
+    /// Tells the clock how far the guest's TSC is from the host's.
+    fn measure_tsc(&self) {
+        if self.id == 0
+            && let Some(guest) = registers::tsc(&self.fd)
+        {
+            self.hyperv
+                .set_tsc_offset(guest.wrapping_sub(sys::host_tsc()));
         }
     }
 
@@ -177,9 +239,14 @@ impl Vcpu {
                 control,
                 event_page,
                 message_page,
-            }) => self
-                .hyperv
-                .set_synic(self.id, control, event_page, message_page),
+            }) => {
+                self.hyperv
+                    .set_synic(self.id, control, event_page, message_page);
+                // A guest that sets up its SynIC has told KVM its name.
+                if let Some(id) = registers::msr(&self.fd, GUEST_OS_ID_MSR) {
+                    self.hyperv.set_guest_os_id(id);
+                }
+            }
             Some(HypervExit::Hypercall { input, params }) => {
                 let [rdx, r8] = params;
                 let result = self.hyperv.hypercall(input, rdx, r8);
@@ -247,18 +314,56 @@ enum Step {
     Stop(VcpuEvent),
 }
 
+impl Control {
+    fn order(&self, give: impl FnOnce(&mut Orders)) {
+        give(&mut self.orders.lock());
+        self.changed.notify_all();
+    }
+
+    /// A thread that has ended does not run the guest: who waits for it to park need not.
+    fn park_for_good(&self) {
+        self.order(|orders| orders.parked = true);
+    }
+
+    fn is_parked(&self) -> bool {
+        self.orders.lock().parked
+    }
+}
+
 impl VcpuThread {
+    /// Makes the thread leave the guest and wait; returns when it does.
+    pub fn pause(&self) {
+        self.control.order(|orders| orders.pause = true);
+        self.kick_until(|| self.control.is_parked());
+    }
+
+    /// Makes it go on.
+    pub fn resume(&self) {
+        self.control.order(|orders| orders.pause = false);
+    }
+
+    /// Gives the vCPU a non-maskable interrupt.
+    pub fn nmi(&self) {
+        self.control.order(|orders| orders.nmi = true);
+        self.kick_until(|| !self.control.orders.lock().nmi);
+    }
+
     /// Makes the thread leave the guest for good and waits for it.
     pub fn stop(self) -> thread::Result<()> {
-        self.stop.store(true, Ordering::Release);
-        // A kick that comes between the check of the flag and KVM_RUN is lost, so repeat it.
-        while !self.handle.is_finished() {
+        self.control.order(|orders| orders.stop = true);
+        self.kick_until(|| false);
+        self.handle.join()
+    }
+
+    /// Interrupts the guest until it is done, or the thread has ended. A kick
+    /// that comes between a look at the orders and KVM_RUN is lost, so repeat it.
+    fn kick_until(&self, done: impl Fn() -> bool) {
+        while !self.handle.is_finished() && !done() {
             if let Err(error) = self.handle.kill(kick_signal()) {
                 log::debug!("kick: {error}");
             }
             thread::sleep(KICK_INTERVAL);
         }
-        self.handle.join()
     }
 }
 

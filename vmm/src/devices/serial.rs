@@ -98,6 +98,13 @@ impl Com1 {
         }
     }
 
+    /// While set, output beyond the limit does not make a vCPU wait: one that is
+    /// to stop or to pause must not depend on a reader.
+    pub fn let_writers_through(&self, through: bool) {
+        self.queue.0.state.lock().through = through;
+        self.queue.0.emptied.notify_all();
+    }
+
     /// Offers input; returns how many bytes the FIFO took.
     pub fn offer(&self, input: &[u8]) -> usize {
         self.uart.lock().enqueue_raw_bytes(input).unwrap_or(0)
@@ -122,6 +129,8 @@ struct QueueState {
     bytes: Vec<u8>,
     /// No more is to come, or none is wanted.
     closed: bool,
+    /// Nobody is to wait for room.
+    through: bool,
     /// The thread has written its last byte.
     finished: bool,
 }
@@ -129,7 +138,7 @@ struct QueueState {
 impl Queue {
     fn wait_for_room(&self) {
         let mut state = self.0.state.lock();
-        while state.bytes.len() >= QUEUE_LIMIT && !state.closed {
+        while state.bytes.len() >= QUEUE_LIMIT && !state.closed && !state.through {
             self.0.emptied.wait(&mut state);
         }
     }
@@ -285,6 +294,18 @@ mod tests {
             got += receiver.recv().unwrap().len();
         }
         vcpu.join().unwrap();
+        drop(output);
+    }
+
+    #[test]
+    fn a_vcpu_that_is_to_stop_does_not_wait_for_a_reader() {
+        let (com1, output, receiver) = port(0);
+        let com1 = Arc::new(com1);
+        com1.let_writers_through(true);
+        for _ in 0..QUEUE_LIMIT * 2 {
+            com1.write(0, b'x');
+        }
+        drop(receiver);
         drop(output);
     }
 

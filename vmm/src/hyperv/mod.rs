@@ -23,7 +23,11 @@ mod port;
 pub mod time;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ics_devices::TimeSample;
+use kvm_bindings::KVM_CLOCK_REALTIME;
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use vmbus::synic::{
@@ -34,6 +38,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::KvmError;
 use crate::memory::GuestMemory;
+use crate::sys;
 pub use crash::CrashReport;
 use interrupts::SintLines;
 pub use msr::Fault;
@@ -57,6 +62,8 @@ pub struct Hyperv {
     partition: Partition,
     synic: Synic,
     port: BusPort,
+    /// Guest's TSC less the host's, modulo 2^64.
+    tsc_offset: AtomicU64,
 }
 
 /// The two ways to a SynIC. Messages and events are sent by the same code in
@@ -90,6 +97,7 @@ impl Hyperv {
             memory,
             synic,
             port,
+            tsc_offset: AtomicU64::new(0),
         })
     }
 
@@ -99,6 +107,44 @@ impl Hyperv {
             Synic::Kernel(..) => SynicMode::Kernel,
             Synic::User(_) => SynicMode::User,
         }
+    }
+
+    /// Tells how far the guest's TSC is from the host's: when it starts, and
+    /// when it goes on after a pause.
+    pub fn set_tsc_offset(&self, offset: u64) {
+        self.tsc_offset.store(offset, Ordering::Release);
+    }
+
+    /// The guest's name for itself, once it has told it.
+    pub fn guest_os(&self) -> Option<String> {
+        msr::guest_os_name(self.partition.guest_os_id())
+    }
+
+    /// With KVM's SynIC it is KVM that the guest tells its name.
+    pub fn set_guest_os_id(&self, id: u64) {
+        self.partition.set_guest_os_id(id);
+    }
+
+    /// Host's wall clock and guest's reference counter at one moment.
+    pub fn time_sample(&self) -> TimeSample {
+        let now = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+        };
+        if self.mode() == SynicMode::User {
+            let tsc = sys::host_tsc().wrapping_add(self.tsc_offset.load(Ordering::Acquire));
+            return TimeSample::from_unix(now(), self.partition.reference_time(tsc));
+        }
+        // KVM's reference counter is its clock in units of 100 ns.
+        let clock = self.vm.get_clock().unwrap_or_default();
+        let together = clock.flags & KVM_CLOCK_REALTIME != 0;
+        let host = if together {
+            Duration::from_nanos(clock.realtime)
+        } else {
+            now()
+        };
+        TimeSample::from_unix(host, clock.clock / 100)
     }
 
     /// Whether reading an MSR needs the guest's TSC.

@@ -43,6 +43,9 @@ const APIC_FREQUENCY: u32 = 0x4000_0023;
 const VP_ASSIST_PAGE: u32 = 0x4000_0073;
 const TSC_INVARIANT_CONTROL: u32 = 0x4000_0118;
 
+/// The MSR in which a guest tells its name, for those who ask KVM for it.
+pub const GUEST_OS_ID_MSR: u32 = GUEST_OS_ID;
+
 const ENABLE: u64 = 1;
 const PAGE_MASK: u64 = !0xFFF;
 const PAGE: usize = 4096;
@@ -143,6 +146,21 @@ impl Partition {
         Ok(None)
     }
 
+    /// What the guest calls itself.
+    pub fn guest_os_id(&self) -> u64 {
+        self.state.lock().guest_os_id
+    }
+
+    /// What the guest has told KVM that it calls itself.
+    pub fn set_guest_os_id(&self, id: u64) {
+        self.state.lock().guest_os_id = id;
+    }
+
+    /// The reference counter at a value of the guest's TSC.
+    pub fn reference_time(&self, tsc: u64) -> u64 {
+        self.time.map_or(0, |time| time.at(tsc))
+    }
+
     /// Whether hypercalls may be made: the guest has told its name and has a page.
     pub fn hypercalls_enabled(&self) -> bool {
         let state = self.state.lock();
@@ -170,6 +188,26 @@ impl Partition {
             .write_slice(&page, GuestAddress(msr & PAGE_MASK))
             .map_err(|_| Fault)
     }
+}
+
+/// A guest id in words: for open-source systems a kind and a version.
+pub fn guest_os_name(id: u64) -> Option<String> {
+    const OPEN_SOURCE: u64 = 1 << 63;
+    const LINUX: u64 = 1;
+    if id == 0 {
+        return None;
+    }
+    let (kind, version) = ((id >> 56) & 0x7F, (id >> 16) & 0xFFFF_FFFF);
+    if id & OPEN_SOURCE == 0 {
+        return Some(format!("unknown ({id:#x})"));
+    }
+    let name = if kind == LINUX {
+        "Linux"
+    } else {
+        "open source"
+    };
+    let (major, minor, patch) = (version >> 16, (version >> 8) & 0xFF, version & 0xFF);
+    Some(format!("{name} {major}.{minor}.{patch}"))
 }
 
 fn assist<T>(vp: u32, access: impl FnOnce(usize) -> Option<T>) -> Result<T, Fault> {
@@ -266,6 +304,17 @@ mod tests {
         assert_eq!(read(&partition, VP_INDEX), Ok(1));
         assert_eq!(partition.write(0, VP_INDEX, 5), Err(Fault));
         assert_eq!(partition.write(2, VP_ASSIST_PAGE, 1), Err(Fault));
+    }
+
+    #[test]
+    fn a_guest_id_is_told_in_words() {
+        assert_eq!(guest_os_name(0), None);
+        let linux = 0x8100_0006_01C0_0000;
+        assert_eq!(guest_os_name(linux).as_deref(), Some("Linux 6.1.192"));
+        assert_eq!(
+            guest_os_name(0x1_0000).as_deref(),
+            Some("unknown (0x10000)")
+        );
     }
 
     #[test]

@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The API thread: an epoll loop over its clients' connections.
+//!
+//! ```text
+//!  Reading ── whole request ──► Waiting ── reply ──► Reading, or closed
+//!     └────── GET /v1/events ─► Streaming
+//! ```
+//!
+//! A client has at most one request in work. What it sends meanwhile stays in
+//! its socket.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use serde_json::to_vec;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::http::{self, Parsed, Request};
+use super::routes::{Route, route};
+use super::types::{Answer, ApiError, ErrorBody};
+use super::{Call, CallSender, Reply};
+use crate::events::{EventHub, EventLines};
+
+/// Connections at once. When all are taken, one that has asked for nothing goes.
+const MAX_CLIENTS: usize = 64;
+/// A request has to arrive as a whole within this time, and a client that asks
+/// for nothing is let go after it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of events that wait for one client.
+const MAX_OUTPUT: usize = 256 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
+
+const LISTENER: u64 = 0;
+const STOP: u64 = 1;
+const REPLIES: u64 = 2;
+const EVENTS: u64 = 3;
+const FIRST_CLIENT: u64 = 16;
+
+/// A running API thread.
+pub struct ApiServer {
+    stop: EventFd,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl ApiServer {
+    /// Serves `listener`; operations go to `calls`.
+    pub fn start(listener: UnixListener, calls: CallSender, hub: &EventHub) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let stop = eventfd()?;
+        let bell = Arc::new(eventfd()?);
+        let events = hub.subscribe()?;
+        let epoll = Epoll::new()?;
+        for (fd, token) in [
+            (listener.as_raw_fd(), LISTENER),
+            (stop.as_raw_fd(), STOP),
+            (bell.as_raw_fd(), REPLIES),
+            (events.bell.as_raw_fd(), EVENTS),
+        ] {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, token),
+            )?;
+        }
+        let (sender, replies) = unbounded();
+        let server = Server {
+            listener,
+            calls,
+            events,
+            epoll,
+            sender,
+            replies,
+            bell,
+            clients: BTreeMap::new(),
+            next: FIRST_CLIENT,
+        };
+        let handle = thread::Builder::new()
+            .name("api".into())
+            .spawn(move || server.run())?;
+        Ok(Self {
+            stop,
+            handle: Some(handle),
+        })
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(Err(_)) = self.handle.take().map(JoinHandle::join) {
+            log::error!("the API thread panicked");
+        }
+    }
+}
+
+struct Server {
+    listener: UnixListener,
+    calls: CallSender,
+    events: EventLines,
+    epoll: Epoll,
+    sender: Sender<(u64, Answer)>,
+    replies: Receiver<(u64, Answer)>,
+    bell: Arc<EventFd>,
+    clients: BTreeMap<u64, Client>,
+    next: u64,
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    state: State,
+    /// The client was given leave to send its body.
+    continued: bool,
+    /// When the last request ended.
+    idle_since: Instant,
+    watched: EventSet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Reading,
+    /// For an answer; whether the connection stays open after it.
+    Waiting(bool),
+    Streaming,
+    /// What is left is written, then the connection is closed.
+    Closing,
+}
+
+/// The client is gone, or is to go.
+struct Gone;
+
+impl Server {
+    fn run(mut self) {
+        let mut ready = [EpollEvent::default(); 32];
+        loop {
+            let timeout = if self.clients.is_empty() { -1 } else { 5000 };
+            let count = match self.epoll.wait(timeout, &mut ready) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::error!("API: {error}; no more requests are served");
+                    return;
+                }
+            };
+            for event in ready.iter().take(count) {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    STOP => return self.finish(),
+                    REPLIES => self.take_replies(),
+                    EVENTS => self.take_events(),
+                    id => self.client(id, event.event_set()),
+                }
+            }
+            self.expire();
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors, most likely: a client less helps.
+                    log::warn!("API: a client could not be accepted: {error}");
+                    if !self.evict() {
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    return;
+                }
+            };
+            if self.clients.len() >= MAX_CLIENTS && !self.evict() {
+                log::warn!("API: all {MAX_CLIENTS} connections are in use");
+                continue;
+            }
+            if let Err(error) = self.add(stream) {
+                log::warn!("API: a client could not be served: {error}");
+            }
+        }
+    }
+
+    fn add(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let id = self.next;
+        self.next = self.next.wrapping_add(1).max(FIRST_CLIENT);
+        let watched = EventSet::IN;
+        self.epoll.ctl(
+            ControlOperation::Add,
+            stream.as_raw_fd(),
+            EpollEvent::new(watched, id),
+        )?;
+        let client = Client {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            state: State::Reading,
+            continued: false,
+            idle_since: Instant::now(),
+            watched,
+        };
+        self.clients.insert(id, client);
+        Ok(())
+    }
+
+    /// Lets go the client that has asked for nothing for the longest time.
+    fn evict(&mut self) -> bool {
+        let reading = self
+            .clients
+            .iter()
+            .filter(|(_, c)| c.state == State::Reading);
+        let Some((id, _)) = reading.min_by_key(|(_, client)| client.idle_since) else {
+            return false;
+        };
+        let id = *id;
+        // Closing the descriptor takes it out of epoll.
+        self.clients.remove(&id).is_some()
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        self.clients.retain(|_, client| {
+            let waits = matches!(client.state, State::Reading | State::Closing);
+            !waits || now.saturating_duration_since(client.idle_since) < PATIENCE
+        });
+    }
+
+    fn client(&mut self, id: u64, events: EventSet) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let mut result = Ok(());
+        if client.state == State::Reading && events.contains(EventSet::IN) {
+            result = client.read();
+        } else if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            // Both directions are closed: nobody waits for the answer.
+            result = Err(Gone);
+        }
+        if result.is_ok() && events.contains(EventSet::OUT) {
+            result = client.write();
+        }
+        self.settle(id, result);
+    }
+
+    /// Serves what a client has sent, if it is whole, and updates what is waited for.
+    fn settle(&mut self, id: u64, mut result: Result<(), Gone>) {
+        if result.is_ok() {
+            result = self.serve(id);
+        }
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let done = client.state == State::Closing && client.output.is_empty();
+        if result.is_err() || done || client.watch(&self.epoll, id).is_err() {
+            self.clients.remove(&id);
+        }
+    }
+
+    fn serve(&mut self, id: u64) -> Result<(), Gone> {
+        while let Some(client) = self.clients.get_mut(&id) {
+            if client.state != State::Reading {
+                break;
+            }
+            match http::parse(&client.input) {
+                Ok(Parsed::Partial(expects)) => {
+                    if expects && !client.continued {
+                        client.continued = true;
+                        client.output.extend_from_slice(http::CONTINUE);
+                        client.write()?;
+                    }
+                    break;
+                }
+                Ok(Parsed::Whole(request, used)) => {
+                    client.input.drain(..used);
+                    client.continued = false;
+                    self.request(id, &request)?;
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    let answer = ApiError::new(error.status(), "bad-request", "api", message);
+                    client.state = State::Closing;
+                    client.input.clear();
+                    client.answer(Err(answer), false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, id: u64, request: &Request) -> Result<(), Gone> {
+        let route = route(request);
+        if let Ok(Route::Events { .. }) = route {
+            // What others are still to get is in the backlog that this one gets.
+            self.take_events();
+        }
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Ok(());
+        };
+        match route {
+            Ok(Route::Op(op)) => {
+                client.state = State::Waiting(request.keep_alive);
+                let reply = Reply::new(id, self.sender.clone(), Arc::clone(&self.bell));
+                self.calls.send(Call { op, reply });
+                Ok(())
+            }
+            Ok(Route::Events { follow: true }) => {
+                client.state = State::Streaming;
+                client.output.extend_from_slice(http::STREAM);
+                client.output.extend_from_slice(&self.events.backlog());
+                client.write()
+            }
+            Ok(Route::Events { follow: false }) => {
+                let keep_alive = request.keep_alive;
+                let lines = self.events.backlog();
+                client.finish_answer(http::response(200, &lines, keep_alive), keep_alive)
+            }
+            Err(error) => client.answer(Err(error), request.keep_alive),
+        }
+    }
+
+    fn take_replies(&mut self) {
+        let _ = self.bell.read();
+        while let Ok((id, answer)) = self.replies.try_recv() {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            let State::Waiting(keep_alive) = client.state else {
+                continue;
+            };
+            let result = client.answer(answer, keep_alive);
+            self.settle(id, result);
+        }
+    }
+
+    fn take_events(&mut self) {
+        let lines = self.events.take();
+        let streaming: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.state == State::Streaming)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in streaming {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.output.extend_from_slice(&lines);
+                let result = if client.output.len() > MAX_OUTPUT {
+                    Err(Gone)
+                } else {
+                    client.write()
+                };
+                self.settle(id, result);
+            }
+        }
+    }
+
+    /// The end of the process: answers that are ready still go out.
+    fn finish(mut self) {
+        self.take_replies();
+        self.take_events();
+        for client in self.clients.values_mut() {
+            let _ = client.write();
+        }
+    }
+}
+
+impl Client {
+    fn read(&mut self) -> Result<(), Gone> {
+        let mut chunk = [0; CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(Gone),
+            Ok(count) => {
+                if self.state == State::Reading {
+                    let read = chunk.get(..count).unwrap_or_default();
+                    self.input.extend_from_slice(read);
+                }
+                Ok(())
+            }
+            Err(error) if is_later(&error) => Ok(()),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), Gone> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(Gone),
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if is_later(&error) => return Ok(()),
+                Err(_) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
+        let (status, json) = match answer {
+            Ok(value) => (200, to_vec(&value)),
+            Err(error) => (error.status, to_vec(&ErrorBody { error })),
+        };
+        // Values that come from serde can be written by it.
+        let mut json = json.unwrap_or_default();
+        json.push(b'\n');
+        self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
+    }
+
+    fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {
+        self.output.extend(bytes);
+        self.idle_since = Instant::now();
+        self.state = if keep_alive && self.state != State::Closing {
+            State::Reading
+        } else {
+            State::Closing
+        };
+        self.write()
+    }
+
+    /// Waits for what makes sense in this state: a client whose request is in
+    /// work is only watched for its end.
+    fn watch(&mut self, epoll: &Epoll, id: u64) -> io::Result<()> {
+        let mut wanted = match self.state {
+            State::Reading => EventSet::IN,
+            // Its end is reported unasked.
+            State::Waiting(_) | State::Streaming | State::Closing => EventSet::empty(),
+        };
+        if !self.output.is_empty() {
+            wanted |= EventSet::OUT;
+        }
+        if wanted != self.watched {
+            self.watched = wanted;
+            let event = EpollEvent::new(wanted, id);
+            epoll.ctl(ControlOperation::Modify, self.fd(), event)?;
+        }
+        Ok(())
+    }
+
+    fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+fn is_later(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+fn eventfd() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Clients of all kinds against a server whose operations are answered by a thread.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+
+use serde_json::json;
+
+use super::*;
+use crate::api::Op;
+use crate::events::Event;
+
+struct Fixture {
+    dir: std::path::PathBuf,
+    hub: EventHub,
+    _server: ApiServer,
+}
+
+/// A server whose `Op::Time` is never answered, and everything else at once.
+fn fixture(name: &str) -> Fixture {
+    let dir = std::env::temp_dir().join(format!("vmm-api-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    let listener = UnixListener::bind(dir.join("s")).unwrap();
+    let (queue, calls) = unbounded::<Call>();
+    let bell = Arc::new(eventfd().unwrap());
+    let hub = EventHub::none();
+    let server = ApiServer::start(listener, CallSender { queue, bell }, &hub).unwrap();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for call in calls {
+            match call.op {
+                Op::Time => kept.push(call.reply),
+                Op::TimeSync => drop(call.reply),
+                op => call.reply.send(Ok(json!({"op": format!("{op:?}")}))),
+            }
+        }
+    });
+    Fixture {
+        dir,
+        hub,
+        _server: server,
+    }
+}
+
+impl Fixture {
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.dir.join("s")).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream
+    }
+
+    fn ask(&self, request: &str) -> (u16, String) {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        answer_of(&mut BufReader::new(stream))
+    }
+}
+
+fn answer_of(reader: &mut BufReader<UnixStream>) -> (u16, String) {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        match line.trim().split_once(": ") {
+            Some(("Content-Length", value)) => length = value.parse().unwrap(),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    (status, String::from_utf8(body).unwrap())
+}
+
+const STATUS: &str = "GET /v1/vm HTTP/1.1\r\n\r\n";
+
+#[test]
+fn requests_on_one_connection_are_answered_in_order() {
+    let fixture = fixture("order");
+    let mut stream = fixture.connect();
+    let both = format!("{STATUS}GET /v1/services HTTP/1.1\r\nConnection: close\r\n\r\n");
+    stream.write_all(both.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    assert_eq!(
+        answer_of(&mut reader),
+        (200, "{\"op\":\"Status\"}\n".into())
+    );
+    assert_eq!(
+        answer_of(&mut reader),
+        (200, "{\"op\":\"Services\"}\n".into())
+    );
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn errors_are_objects_that_name_code_and_layer() {
+    let fixture = fixture("errors");
+    let (status, body) = fixture.ask("GET /nowhere HTTP/1.1\r\n\r\n");
+    assert_eq!(status, 404);
+    let error: ErrorBody = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (error.error.code.as_str(), error.error.layer.as_str()),
+        ("not-found", "api")
+    );
+    assert_eq!(fixture.ask("nonsense\r\n\r\n").0, 400);
+}
+
+#[test]
+fn an_operation_that_nobody_answers_any_more_is_an_error() {
+    let fixture = fixture("gone");
+    let (status, body) = fixture.ask("POST /v1/time/sync HTTP/1.1\r\n\r\n");
+    assert_eq!(status, 503, "{body}");
+}
+
+#[test]
+fn silent_and_waiting_clients_hold_up_nobody() {
+    let fixture = fixture("silent");
+    // More than there is room for.
+    let silent: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
+    let mut waiting = fixture.connect();
+    waiting.write_all(b"GET /v1/time HTTP/1.1\r\n\r\n").unwrap();
+    let start = Instant::now();
+    assert_eq!(fixture.ask(STATUS).0, 200);
+    assert!(start.elapsed() < Duration::from_secs(5));
+    drop(silent);
+}
+
+#[test]
+fn a_hundred_megabytes_are_refused_and_not_kept() {
+    let fixture = fixture("large");
+    let (status, _) = fixture.ask("PUT /v1/vm/power HTTP/1.1\r\nContent-Length: 104857600\r\n\r\n");
+    assert_eq!(status, 413);
+    // And a head without an end: the server stops reading.
+    let mut stream = fixture.connect();
+    let chunk = vec![b'x'; 65536];
+    let wrote = (0..1600)
+        .take_while(|_| stream.write_all(&chunk).is_ok())
+        .count();
+    assert!(wrote < 1600, "all 100 MB were taken");
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind() {
+    let fixture = fixture("vanish");
+    for _ in 0..300 {
+        let mut stream = fixture.connect();
+        stream.write_all(b"GET /v1/time HTTP/1.1\r\n\r\n").unwrap();
+    }
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}
+
+#[test]
+fn a_client_that_sends_half_a_close_still_gets_its_answer() {
+    let fixture = fixture("half");
+    let mut stream = fixture.connect();
+    stream.write_all(STATUS.as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(answer_of(&mut BufReader::new(stream)).0, 200);
+}
+
+#[test]
+fn events_are_streamed_from_the_past_on_without_repetition() {
+    let fixture = fixture("events");
+    fixture.hub.write(&Event::Paused);
+    let mut stream = fixture.connect();
+    stream
+        .write_all(b"GET /v1/events HTTP/1.1\r\n\r\n")
+        .unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(lines.by_ref().any(|line| line.is_empty()));
+    assert!(lines.next().unwrap().contains("\"paused\""));
+    fixture.hub.write(&Event::Resumed);
+    assert!(lines.next().unwrap().contains("\"resumed\""));
+    let (status, body) = fixture.ask("GET /v1/events?follow=false HTTP/1.1\r\n\r\n");
+    assert_eq!((status, body.lines().count()), (200, 2));
+}
+
+#[test]
+fn a_reader_of_events_that_does_not_read_is_let_go() {
+    let fixture = fixture("slow");
+    let mut slow = fixture.connect();
+    slow.write_all(b"GET /v1/events HTTP/1.1\r\n\r\n").unwrap();
+    let message = "x".repeat(4000);
+    for _ in 0..2000 {
+        fixture.hub.write(&Event::HostFailed {
+            message: message.clone(),
+        });
+    }
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}

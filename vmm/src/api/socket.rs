@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where control sockets are, and that nobody else gets at them.
+//!
+//! ```text
+//! $XDG_RUNTIME_DIR/vmm/NAME/api.sock     else
+//! /run/vmm/NAME/api.sock                 for root, else
+//! $TMPDIR/vmm-UID/NAME/api.sock
+//! ```
+//!
+//! The directories are this user's and closed to others; the socket is too.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// The socket's name in its VM's directory.
+const SOCKET: &str = "api.sock";
+/// A Unix socket's path has room for so many bytes.
+const MAX_PATH: usize = 107;
+/// Readable, writable and searchable by the owner only.
+const PRIVATE: u32 = 0o700;
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A name that is no file name.
+    #[error("--name: '{0}' cannot be a name: use letters, digits, '.', '-' and '_'")]
+    BadName(String),
+    /// Somebody answers there.
+    #[error("--api-socket: {0} is in use by another process")]
+    InUse(PathBuf),
+    /// The path does not fit into a socket address.
+    #[error("--api-socket: {0} is longer than the {MAX_PATH} bytes of a socket's path")]
+    TooLong(PathBuf),
+    /// The directory for all VMs belongs to somebody else, or is open to others.
+    #[error("control socket: {0} is not a directory of this user's alone")]
+    NotPrivate(PathBuf),
+    /// Something else.
+    #[error("control socket: {path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A bound control socket; dropping it removes its files.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    /// The directory that was made for it.
+    dir: Option<PathBuf>,
+}
+
+/// Where VMs of this user may be found, best place first.
+pub fn places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        places.push(Path::new(&dir).join("vmm"));
+    }
+    let run = PathBuf::from("/run/vmm");
+    if sys::user_id() == 0 && !places.contains(&run) {
+        places.push(run);
+    }
+    places.push(std::env::temp_dir().join(format!("vmm-{}", sys::user_id())));
+    places
+}
+
+/// The sockets of this user's VMs, running or left behind, by name.
+pub fn known() -> Vec<(String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for entry in places()
+        .into_iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+    {
+        let path = entry.path().join(SOCKET);
+        if let (Ok(name), true) = (entry.file_name().into_string(), path.exists()) {
+            found.push((name, path));
+        }
+    }
+    found.sort();
+    found
+}
+
+impl ControlSocket {
+    /// Binds the socket of the VM `name`, at `path` or in its own directory.
+    pub fn bind(name: &str, path: Option<&Path>) -> Result<(UnixListener, Self), SocketError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(SocketError::BadName(name.to_owned()));
+        }
+        if let Some(path) = path {
+            let listener = bind(path)?;
+            let path = path.to_owned();
+            return Ok((listener, Self { path, dir: None }));
+        }
+        let mut last = None;
+        for place in places() {
+            match in_place(&place, name) {
+                Ok(bound) => return Ok(bound),
+                Err(error @ SocketError::InUse(_)) => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| SocketError::BadName(name.to_owned())))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        if let Some(dir) = &self.dir {
+            // Stays if somebody has put something else there.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+fn in_place(place: &Path, name: &str) -> Result<(UnixListener, ControlSocket), SocketError> {
+    private_dir(place)?;
+    let dir = place.join(name);
+    private_dir(&dir)?;
+    let path = dir.join(SOCKET);
+    let listener = bind(&path)?;
+    let dir = Some(dir);
+    Ok((listener, ControlSocket { path, dir }))
+}
+
+/// Makes a directory that only this user can use, or checks that it is one.
+fn private_dir(path: &Path) -> Result<(), SocketError> {
+    let fail = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match DirBuilder::new().mode(PRIVATE).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // Not through a link: somebody else could have put it there.
+            let meta = fs::symlink_metadata(path).map_err(fail)?;
+            let others = meta.permissions().mode() & 0o077;
+            if meta.is_dir() && meta.uid() == sys::user_id() && others == 0 {
+                Ok(())
+            } else {
+                Err(SocketError::NotPrivate(path.to_owned()))
+            }
+        }
+        Err(error) => Err(fail(error)),
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(SocketError::TooLong(path.to_owned()));
+    }
+    let fail = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if let Ok(meta) = fs::symlink_metadata(path) {
+        if !meta.file_type().is_socket() {
+            // A connection to a plain file is refused too; it is not ours to remove.
+            return Err(fail(io::ErrorKind::AlreadyExists.into()));
+        }
+        match UnixStream::connect(path) {
+            Ok(_) => return Err(SocketError::InUse(path.to_owned())),
+            // Left behind by a process that was killed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(fail)?;
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    // The mode is right from the start: there is no moment to slip in.
+    sys::with_umask(0o177, || UnixListener::bind(path)).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("vmm-socket-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_socket_is_closed_to_others_and_goes_with_its_owner() {
+        let path = scratch("mode").join("s");
+        let (_listener, socket) = ControlSocket::bind("x", Some(&path)).unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_in_use_is_refused_and_one_left_behind_is_replaced() {
+        let path = scratch("use").join("s");
+        let (listener, socket) = ControlSocket::bind("x", Some(&path)).unwrap();
+        assert!(matches!(
+            ControlSocket::bind("y", Some(&path)),
+            Err(SocketError::InUse(_))
+        ));
+        drop(listener);
+        let (_listener, _second) = ControlSocket::bind("z", Some(&path)).unwrap();
+        drop(socket);
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let path = scratch("file").join("s");
+        fs::write(&path, "precious").unwrap();
+        assert!(ControlSocket::bind("x", Some(&path)).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn directories_open_to_others_are_not_used() {
+        let dir = scratch("open");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(private_dir(&dir), Err(SocketError::NotPrivate(_))));
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(private_dir(&dir).is_ok());
+    }
+
+    #[test]
+    fn names_are_plain_and_paths_fit() {
+        for name in ["", ".", "..", "a/b", "a b", "\u{e9}", ".hidden"] {
+            assert!(matches!(
+                ControlSocket::bind(name, None),
+                Err(SocketError::BadName(_))
+            ));
+        }
+        let long = scratch("long").join("x".repeat(120));
+        assert!(matches!(
+            ControlSocket::bind("x", Some(&long)),
+            Err(SocketError::TooLong(_))
+        ));
+    }
+}

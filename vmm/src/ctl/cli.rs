@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line of `vmmctl`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::cli::duration;
+
+/// Control a virtual machine started with vmm.
+///
+/// With one VM running neither --vm nor --socket is needed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmmctl",
+    version,
+    after_help = "\
+Examples:
+  vmmctl status
+  vmmctl wait heartbeat --timeout 60s && vmmctl shutdown --then-kill
+  vmmctl --vm web --json status
+  vmmctl ic disable timesync
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 what was waited for has not come."
+)]
+pub struct Args {
+    /// The VM's name
+    #[arg(long, value_name = "NAME", global = true, conflicts_with = "socket")]
+    pub vm: Option<String>,
+
+    /// The VM's control socket
+    #[arg(long, value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+
+    /// Print the API's answer
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `vmmctl` does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Running VMs
+    List,
+    /// The VM, the bus, and each service
+    Status,
+    /// Block until something is so; exit 3 when it does not come
+    Wait {
+        /// ready, heartbeat, service=NAME or stopped
+        #[arg(value_name = "ready|heartbeat|service=NAME|stopped", value_parser = condition)]
+        condition: Condition,
+        /// How long to wait
+        #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Ask the guest to power off, and wait until it has
+    Shutdown(Shutdown),
+    /// End the VM without asking the guest
+    Kill,
+    /// Reset the machine without asking the guest
+    Reset,
+    /// Stop the vCPUs; the guest's clocks stand still too
+    Pause,
+    /// Let them go on
+    Resume,
+    /// Send a non-maskable interrupt to each vCPU
+    Nmi,
+    /// The integration services
+    #[command(subcommand)]
+    Ic(Ic),
+    /// The guest's clock, or set it now
+    Time {
+        /// What to do; without it the state is shown
+        #[command(subcommand)]
+        command: Option<Time>,
+    },
+    /// What happened to the VM
+    Events {
+        /// Go on with what happens next
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages of vmm and vmmctl
+    Man {
+        /// Into this directory
+        dir: PathBuf,
+    },
+}
+
+/// How to shut down.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Shutdown {
+    /// Reboot instead
+    #[arg(long, conflicts_with = "hibernate")]
+    pub reboot: bool,
+    /// Hibernate instead
+    #[arg(long)]
+    pub hibernate: bool,
+    /// Do not let programs in the guest object (Linux never does)
+    #[arg(long)]
+    pub force: bool,
+    /// How long the guest may take, its answer included
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+    /// End the VM when the guest refuses or takes too long
+    #[arg(long)]
+    pub then_kill: bool,
+}
+
+/// `vmmctl ic`.
+#[derive(Debug, Subcommand)]
+pub enum Ic {
+    /// All services and their states
+    List,
+    /// Offer a service to the guest
+    Enable {
+        /// Which
+        name: String,
+    },
+    /// Take a service back
+    Disable {
+        /// Which
+        name: String,
+    },
+}
+
+/// `vmmctl time`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Time {
+    /// Step the guest's clock to the host's now
+    Sync,
+}
+
+/// What `vmmctl wait` waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// The guest is connected to the bus and every service that is on is ready.
+    Ready,
+    /// The heartbeat says that the guest is well.
+    Heartbeat,
+    /// A service is ready.
+    Service(String),
+    /// The VM is gone.
+    Stopped,
+}
+
+fn condition(text: &str) -> Result<Condition, String> {
+    match (text, text.strip_prefix("service=")) {
+        ("ready", _) => Ok(Condition::Ready),
+        ("heartbeat", _) => Ok(Condition::Heartbeat),
+        ("stopped", _) => Ok(Condition::Stopped),
+        (_, Some(name)) if !name.is_empty() => Ok(Condition::Service(name.into())),
+        _ => Err("expected ready, heartbeat, service=NAME or stopped".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn conditions_are_parsed() {
+        assert_eq!(
+            condition("service=kvp"),
+            Ok(Condition::Service("kvp".into()))
+        );
+        assert_eq!(condition("stopped"), Ok(Condition::Stopped));
+        assert!(condition("service=").is_err());
+        assert!(condition("lunch").is_err());
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A client of the control API, and finding the VM that is meant.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::CtlError;
+use crate::api::socket;
+use crate::api::types::{ApiError, ErrorBody};
+
+/// Longer than the longest operation may take.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// An answer is a few kilobytes.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// A VM that can be asked.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+}
+
+/// The VMs of this user that answer: name and socket.
+pub fn running() -> Vec<(String, PathBuf)> {
+    let mut vms = socket::known();
+    vms.retain(|(_, path)| UnixStream::connect(path).is_ok());
+    vms
+}
+
+impl Client {
+    /// The VM at a socket.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The VM that is meant: by name, by socket, or because there is one.
+    pub fn find(vm: Option<&str>, path: Option<&Path>) -> Result<Self, CtlError> {
+        if let Some(path) = path {
+            return Ok(Self::at(path));
+        }
+        let mut vms = running();
+        if let Some(wanted) = vm {
+            let found = vms.into_iter().find(|(name, _)| name == wanted);
+            return found.map(|(_, path)| Self { path }).ok_or_else(|| {
+                CtlError::WhichVm(format!(
+                    "no VM named '{wanted}' is running (see vmmctl list)"
+                ))
+            });
+        }
+        match (vms.pop(), vms.as_slice()) {
+            (None, _) => Err(CtlError::WhichVm("no VM is running".into())),
+            (Some((_, path)), []) => Ok(Self { path }),
+            (Some((last, _)), more) => {
+                let mut names: Vec<&str> = more.iter().map(|(name, _)| name.as_str()).collect();
+                names.push(&last);
+                Err(CtlError::WhichVm(format!(
+                    "{} VMs are running: say which with --vm ({})",
+                    names.len(),
+                    names.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Whether anybody answers at the socket.
+    pub fn is_there(&self) -> bool {
+        UnixStream::connect(&self.path).is_ok()
+    }
+
+    /// Asks for something.
+    pub fn get(&self, target: &str) -> Result<Value, CtlError> {
+        self.ask("GET", target, &[])
+    }
+
+    /// Asks for something to be done.
+    pub fn send(
+        &self,
+        method: &str,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<Value, CtlError> {
+        let body = serde_json::to_vec(body).map_err(|e| CtlError::Protocol(e.to_string()))?;
+        self.ask(method, target, &body)
+    }
+
+    fn ask(&self, method: &str, target: &str, body: &[u8]) -> Result<Value, CtlError> {
+        let mut reader = self.request(method, target, body)?;
+        let (status, length) = head(&mut reader)?;
+        let mut json = Vec::new();
+        let length = length.unwrap_or(MAX_ANSWER).min(MAX_ANSWER);
+        reader.take(length).read_to_end(&mut json)?;
+        let bad = |error: serde_json::Error| CtlError::Protocol(error.to_string());
+        if status == 200 {
+            return serde_json::from_slice(&json).map_err(bad);
+        }
+        let ErrorBody { error } = serde_json::from_slice(&json).map_err(bad)?;
+        Err(ApiError { status, ..error }.into())
+    }
+
+    /// Copies the lines of a stream, or of what there is, as they come.
+    pub fn lines(
+        &self,
+        target: &str,
+        mut each: impl FnMut(&str) -> io::Result<()>,
+    ) -> Result<(), CtlError> {
+        let mut reader = self.request("GET", target, &[])?;
+        let (_, length) = head(&mut reader)?;
+        for line in BufReader::new(reader.take(length.unwrap_or(u64::MAX))).lines() {
+            each(&line?)?;
+        }
+        Ok(())
+    }
+
+    fn request(
+        &self,
+        method: &str,
+        target: &str,
+        body: &[u8],
+    ) -> Result<BufReader<UnixStream>, CtlError> {
+        let fail = |error: io::Error| CtlError::Connect {
+            path: self.path.display().to_string(),
+            reason: error.to_string(),
+        };
+        let mut stream = UnixStream::connect(&self.path).map_err(fail)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+        let mut request = format!(
+            "{method} {target} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        stream.write_all(&request).map_err(fail)?;
+        Ok(BufReader::new(stream))
+    }
+}
+
+/// Reads the head of an answer: its status, and its body's length if it has one.
+fn head(reader: &mut impl BufRead) -> Result<(u16, Option<u64>), CtlError> {
+    let bad = |what: &str| CtlError::Protocol(what.to_owned());
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| match line.as_str() {
+        "" => bad("it ended before it answered"),
+        _ => bad("not HTTP"),
+    })?;
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(bad("it ends in its head"));
+        }
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            return Ok((status, length));
+        };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok();
+        }
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What each command of `vmmctl` does.
+
+use std::fs;
+use std::io::{self, Write, stdout};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::CommandFactory;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
+use super::client::{Client, running};
+use super::{CtlError, show};
+use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
+
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Runs a command.
+pub fn run(args: &Args) -> Result<(), CtlError> {
+    match &args.command {
+        Command::List => return list(args.json),
+        Command::Completions { shell } => {
+            let mut command = Args::command();
+            clap_complete::generate(*shell, &mut command, "vmmctl", &mut stdout());
+            return Ok(());
+        }
+        Command::Man { dir } => return man(dir),
+        _ => {}
+    }
+    let vm = Client::find(args.vm.as_deref(), args.socket.as_deref())?;
+    match &args.command {
+        Command::Status => {
+            let status = vm.get("/v1/vm")?;
+            print(args.json, &status, || Ok(show::status(&parse(&status)?)))
+        }
+        Command::Wait { condition, timeout } => wait(&vm, condition, *timeout),
+        Command::Shutdown(how) => shutdown(&vm, how, args.json),
+        Command::Kill => power(&vm, PowerAction::Kill, "ended", args.json),
+        Command::Reset => power(&vm, PowerAction::Reset, "reset", args.json),
+        Command::Pause => power(&vm, PowerAction::Pause, "paused", args.json),
+        Command::Resume => power(&vm, PowerAction::Resume, "running again", args.json),
+        Command::Nmi => power(&vm, PowerAction::Nmi, "NMI sent", args.json),
+        Command::Ic(Ic::List) => {
+            let services = vm.get("/v1/services")?;
+            print(args.json, &services, || {
+                Ok(show::services(&parse::<Vec<_>>(&services)?))
+            })
+        }
+        Command::Ic(Ic::Enable { name }) => enable(&vm, name, true, args.json),
+        Command::Ic(Ic::Disable { name }) => enable(&vm, name, false, args.json),
+        Command::Time { command: None } => {
+            let time = vm.get("/v1/time")?;
+            print(args.json, &time, || Ok(show::clock(&parse(&time)?)))
+        }
+        Command::Time {
+            command: Some(Time::Sync),
+        } => {
+            let done = vm.send("POST", "/v1/time/sync", &json!({}))?;
+            print(
+                args.json,
+                &done,
+                || Ok("the guest's clock was set\n".into()),
+            )
+        }
+        Command::Events { follow } => vm.lines(&format!("/v1/events?follow={follow}"), |line| {
+            let mut out = stdout().lock();
+            writeln!(out, "{line}")?;
+            out.flush()
+        }),
+        Command::List | Command::Completions { .. } | Command::Man { .. } => Ok(()),
+    }
+}
+
+fn list(json: bool) -> Result<(), CtlError> {
+    let mut answers = Vec::new();
+    for (_, path) in running() {
+        // One that ends just now is not listed.
+        if let Ok(status) = Client::at(&path).get("/v1/vm") {
+            answers.push(status);
+        }
+    }
+    let all = Value::Array(answers);
+    print(json, &all, || {
+        let vms: Vec<VmStatus> = parse(&all)?;
+        Ok(match vms.as_slice() {
+            [] => "no VM is running\n".into(),
+            vms => show::vms(vms),
+        })
+    })
+}
+
+fn power(vm: &Client, action: PowerAction, done: &str, json: bool) -> Result<(), CtlError> {
+    let body = PowerBody {
+        action,
+        force: false,
+        timeout_ms: 0,
+    };
+    let answer = vm.send("PUT", "/v1/vm/power", &body)?;
+    print(json, &answer, || Ok(format!("{done}\n")))
+}
+
+fn enable(vm: &Client, name: &str, enabled: bool, json: bool) -> Result<(), CtlError> {
+    let patch = ServicePatch { enabled };
+    let entry = vm.send("PATCH", &format!("/v1/services/{name}"), &patch)?;
+    let word = if enabled { "enabled" } else { "disabled" };
+    print(json, &entry, || Ok(format!("{name} {word}\n")))
+}
+
+fn wait(vm: &Client, condition: &Condition, limit: Duration) -> Result<(), CtlError> {
+    let end = Instant::now() + limit;
+    loop {
+        let so = match vm.get("/v1/vm") {
+            Ok(status) => holds(condition, &parse(&status)?),
+            Err(error) if vm.is_there() => return Err(error),
+            Err(_) if *condition == Condition::Stopped => true,
+            Err(error) => return Err(error),
+        };
+        if so {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(CtlError::Timeout(format!(
+                "not so after {} s",
+                limit.as_secs_f64()
+            )));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+fn holds(condition: &Condition, vm: &VmStatus) -> bool {
+    match condition {
+        Condition::Ready => {
+            let mut enabled = vm.services.iter().filter(|service| service.enabled);
+            vm.vmbus.version.is_some() && enabled.all(|service| service.state == "ready")
+        }
+        Condition::Heartbeat => vm.health == "ok",
+        Condition::Service(name) => {
+            let mut services = vm.services.iter();
+            services.any(|service| service.name == *name && service.state == "ready")
+        }
+        Condition::Stopped => false,
+    }
+}
+
+/// Asks the guest, tells what it says, and waits until it has done it.
+fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
+    let action = if how.reboot {
+        PowerAction::Reboot
+    } else if how.hibernate {
+        PowerAction::Hibernate
+    } else {
+        PowerAction::Shutdown
+    };
+    let end = Instant::now() + how.timeout;
+    let before: VmStatus = parse(&vm.get("/v1/vm")?)?;
+    let body = PowerBody {
+        action,
+        force: how.force,
+        timeout_ms: u64::try_from(how.timeout.as_millis()).unwrap_or(u64::MAX),
+    };
+    let result = vm.send("PUT", "/v1/vm/power", &body).and_then(|answer| {
+        print(json, &answer, || Ok("accepted by the guest\n".into()))?;
+        wait_done(vm, action, before.resets, end)
+    });
+    match result {
+        Ok(done) => {
+            say(json, done);
+            Ok(())
+        }
+        Err(error) if how.then_kill && vm.is_there() => {
+            let _ = writeln!(io::stderr(), "vmmctl: {error}: ending the VM");
+            power(vm, PowerAction::Kill, "ended", json)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn wait_done(
+    vm: &Client,
+    action: PowerAction,
+    resets: u64,
+    end: Instant,
+) -> Result<&'static str, CtlError> {
+    loop {
+        match vm.get("/v1/vm") {
+            Ok(status) => {
+                let status: VmStatus = parse(&status)?;
+                if action == PowerAction::Reboot && status.resets > resets {
+                    return Ok("rebooted");
+                }
+            }
+            Err(_) if !vm.is_there() => return Ok("stopped"),
+            // Between two machines nobody answers for a moment.
+            Err(CtlError::Api(_)) => {}
+            Err(error) => return Err(error),
+        }
+        if Instant::now() >= end {
+            let message = "the guest accepted, and has not done it in time";
+            return Err(CtlError::Timeout(message.into()));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+fn man(dir: &Path) -> Result<(), CtlError> {
+    fs::create_dir_all(dir)?;
+    for command in [crate::cli::Args::command(), Args::command()] {
+        clap_mangen::generate_to(command, dir)?;
+    }
+    Ok(())
+}
+
+/// Prints the answer as it is, or what it means to people.
+fn print(
+    json: bool,
+    answer: &Value,
+    text: impl FnOnce() -> Result<String, CtlError>,
+) -> Result<(), CtlError> {
+    let text = if json { format!("{answer}\n") } else { text()? };
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn say(json: bool, text: &str) {
+    if !json {
+        let _ = writeln!(stdout(), "{text}");
+    }
+}
+
+fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
+    serde_json::from_value(answer.clone()).map_err(|error| CtlError::Protocol(error.to_string()))
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vmmctl`: the control API for people and scripts.
+
+pub mod cli;
+pub mod client;
+pub mod commands;
+mod show;
+
+use std::process::ExitCode;
+
+/// `wait` ends with this when its time is over.
+pub const EXIT_TIMEOUT: u8 = 3;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// No VM, or not one.
+    #[error("{0}")]
+    WhichVm(String),
+    /// The VM cannot be reached.
+    #[error("cannot reach the VM at {path}: {reason}")]
+    Connect {
+        /// Its socket.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// The VM's answer is none.
+    #[error("the VM's answer makes no sense: {0}")]
+    Protocol(String),
+    /// The VM says no.
+    #[error("{} ({}, layer {})", .0.message, .0.code, .0.layer)]
+    Api(#[from] crate::api::types::ApiError),
+    /// What was waited for has not come.
+    #[error("{0}")]
+    Timeout(String),
+    /// A file or stream of the user's.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl CtlError {
+    /// The exit code that tells it.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Timeout(_) => EXIT_TIMEOUT.into(),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The integration services of a machine: on the bus, in answers of the API,
+//! and in events.
+//!
+//! Lives on the bus thread. What takes the guest's answer keeps its [`Reply`]
+//! here until the service has an outcome; if the machine ends before, dropping
+//! the reply tells the client so.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ics_devices::{
+    Accepted, Health, Heartbeat, Outcome, Service, ServiceError, ServiceKind, ServiceSet,
+    ServiceState, ServiceStatus, Shutdown, ShutdownAction, ShutdownRequest, Synced, Ticket,
+    TimeSync,
+};
+use serde_json::json;
+use vmbus::host::{Device, Host};
+use vmbus::wire::Relid;
+
+use crate::api::types::{
+    Answer, ApiError, PowerAction, PowerBody, ServiceEntry, TimeStatus, answer,
+};
+use crate::api::{Op, Reply};
+use crate::events::{Event, EventHub};
+use crate::hyperv::Hyperv;
+use crate::memory::GuestMemory;
+
+/// The services that exist so far.
+pub const AVAILABLE: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
+/// How long the guest may take to accept a new time.
+const SYNC_LIMIT: Duration = Duration::from_secs(10);
+
+type Bus = Host<GuestMemory>;
+
+/// The services of one machine.
+pub struct Services {
+    enabled: ServiceSet,
+    hyperv: Arc<Hyperv>,
+    events: EventHub,
+    /// Offered, or rescinded and not yet released.
+    relids: BTreeMap<Service, Relid>,
+    paused: bool,
+    shutdowns: HashMap<Ticket, (PowerAction, Reply)>,
+    syncs: HashMap<Ticket, Reply>,
+    /// What was told by events last.
+    told: BTreeMap<Service, ServiceState>,
+    told_health: Health,
+}
+
+impl Services {
+    /// Of a machine that offers `enabled`.
+    pub fn new(enabled: ServiceSet, hyperv: Arc<Hyperv>, events: EventHub) -> Self {
+        Self {
+            enabled,
+            hyperv,
+            events,
+            relids: BTreeMap::new(),
+            paused: false,
+            shutdowns: HashMap::new(),
+            syncs: HashMap::new(),
+            told: BTreeMap::new(),
+            told_health: Health::NoContact,
+        }
+    }
+
+    /// Offers what is enabled and not on the bus. A service that was rescinded
+    /// waits until the guest has released it.
+    pub fn offer(&mut self, host: &mut Bus, now: Duration) {
+        for service in AVAILABLE {
+            if !self.enabled.contains(service) || self.relid(service, host).is_some() {
+                continue;
+            }
+            match host.offer(now, self.make(service, now)) {
+                Ok(relid) => drop(self.relids.insert(service, relid)),
+                Err(error) => log::debug!("{service}: {error}"),
+            }
+        }
+    }
+
+    fn make(&self, service: Service, now: Duration) -> Box<dyn Device> {
+        match service {
+            Service::Shutdown => {
+                let mut device = Shutdown::new();
+                if self.paused {
+                    device.pause(now);
+                }
+                Box::new(device)
+            }
+            Service::TimeSync => {
+                let hyperv = Arc::clone(&self.hyperv);
+                let mut device = TimeSync::new(Box::new(move || hyperv.time_sample()));
+                if self.paused {
+                    device.pause(now);
+                }
+                Box::new(device)
+            }
+            _ => {
+                let mut device = Heartbeat::new();
+                if self.paused {
+                    device.pause(now);
+                }
+                Box::new(device)
+            }
+        }
+    }
+
+    /// The vCPUs stand still, or go on.
+    pub fn set_paused(&mut self, host: &mut Bus, now: Duration, paused: bool) {
+        self.paused = paused;
+        macro_rules! each {
+            ($($device:ty),*) => {$(
+                if let Some(relid) = host.find::<$device>() {
+                    if let Some(device) = host.device_mut::<$device>(relid) {
+                        if paused { device.pause(now) } else { device.resume(now) }
+                    }
+                    host.poke(now, relid);
+                }
+            )*};
+        }
+        each!(Heartbeat, Shutdown, TimeSync);
+    }
+
+    /// Does what a client wants.
+    pub fn call(&mut self, host: &mut Bus, now: Duration, op: Op, reply: Reply) {
+        match op {
+            Op::Power(body) => self.shutdown(host, now, &body, reply),
+            Op::Services => reply.send(answer(&self.list(host, now))),
+            Op::SetService(name, enabled) => {
+                reply.send(self.set_enabled(host, now, &name, enabled));
+            }
+            Op::Time => reply.send(self.time(host, now)),
+            Op::TimeSync => self.sync(host, now, reply),
+            Op::Status => reply.send(Err(ApiError::bad_request("not for the services"))),
+        }
+    }
+
+    fn shutdown(&mut self, host: &mut Bus, now: Duration, body: &PowerBody, reply: Reply) {
+        let action = match body.action {
+            PowerAction::Reboot => ShutdownAction::Reboot,
+            PowerAction::Hibernate => ShutdownAction::Hibernate,
+            _ => ShutdownAction::PowerOff,
+        };
+        let mut request = ShutdownRequest::new(action);
+        request.force = body.force;
+        let limit = Duration::from_millis(body.timeout_ms);
+        let result = self
+            .device::<Shutdown>(host, Service::Shutdown)
+            .and_then(|relid| {
+                let device = host.device_mut::<Shutdown>(relid);
+                let ticket = device
+                    .ok_or(ServiceError::NotOffered)?
+                    .request(now, request, limit)?;
+                Ok((relid, ticket))
+            });
+        match result {
+            Ok((relid, ticket)) => {
+                self.shutdowns.insert(ticket, (body.action, reply));
+                host.poke(now, relid);
+            }
+            Err(error) => reply.send(Err(api_error(Service::Shutdown, error))),
+        }
+    }
+
+    fn sync(&mut self, host: &mut Bus, now: Duration, reply: Reply) {
+        let result = self
+            .device::<TimeSync>(host, Service::TimeSync)
+            .and_then(|relid| {
+                let device = host.device_mut::<TimeSync>(relid);
+                let ticket = device
+                    .ok_or(ServiceError::NotOffered)?
+                    .sync_now(now, SYNC_LIMIT)?;
+                Ok((relid, ticket))
+            });
+        match result {
+            Ok((relid, ticket)) => {
+                self.syncs.insert(ticket, reply);
+                host.poke(now, relid);
+            }
+            Err(error) => reply.send(Err(api_error(Service::TimeSync, error))),
+        }
+    }
+
+    fn time(&self, host: &Bus, now: Duration) -> Answer {
+        let relid = self
+            .device::<TimeSync>(host, Service::TimeSync)
+            .map_err(|error| api_error(Service::TimeSync, error))?;
+        let device = host.device::<TimeSync>(relid).ok_or_else(ApiError::gone)?;
+        answer(&TimeStatus {
+            guest_offset_us: device.guest_offset().map(|units| units / 10),
+            syncs: device.syncs_sent(),
+            samples: device.samples_sent(),
+            last_message_ms: device
+                .last_message()
+                .map(|at| millis(now.saturating_sub(at))),
+        })
+    }
+
+    fn set_enabled(&mut self, host: &mut Bus, now: Duration, name: &str, on: bool) -> Answer {
+        let service = find(name)?;
+        self.enabled = if on {
+            self.enabled.with(service)
+        } else {
+            self.enabled.without(service)
+        };
+        if on {
+            self.offer(host, now);
+        } else if let Some(relid) = self.relids.remove(&service) {
+            // It may have gone with a session already.
+            let _ = host.rescind(now, relid);
+        }
+        answer(&self.entry(host, now, service))
+    }
+
+    /// Gives the outcomes that there are to those who wait for them, and tells
+    /// of what has changed. Before the bus's actions are done: a device that is
+    /// gone has nothing to say any more.
+    pub fn settle(&mut self, host: &mut Bus, now: Duration) {
+        while let Some(outcome) = host
+            .find::<Shutdown>()
+            .and_then(|relid| host.device_mut::<Shutdown>(relid)?.take_outcome())
+        {
+            self.shutdown_outcome(outcome);
+        }
+        while let Some(outcome) = host
+            .find::<TimeSync>()
+            .and_then(|relid| host.device_mut::<TimeSync>(relid)?.take_outcome())
+        {
+            let Outcome { ticket, result } = outcome;
+            if let Some(reply) = self.syncs.remove(&ticket) {
+                reply.send(match result {
+                    Ok(Synced { .. }) => Ok(json!({"synced": true})),
+                    Err(error) => Err(api_error(Service::TimeSync, error)),
+                });
+            }
+        }
+        self.tell(host, now);
+    }
+
+    fn shutdown_outcome(&mut self, outcome: Outcome<Accepted>) {
+        let Some((action, reply)) = self.shutdowns.remove(&outcome.ticket) else {
+            return;
+        };
+        match outcome.result {
+            Ok(Accepted { .. }) => {
+                let action = match action {
+                    PowerAction::Reboot => "reboot",
+                    PowerAction::Hibernate => "hibernate",
+                    _ => "shutdown",
+                };
+                self.events.write(&Event::ShutdownAccepted { action });
+                reply.send(Ok(json!({"accepted": true})));
+            }
+            Err(error) => reply.send(Err(api_error(Service::Shutdown, error))),
+        }
+    }
+
+    fn tell(&mut self, host: &Bus, now: Duration) {
+        for service in AVAILABLE {
+            let state = self.state(host, now, service);
+            let before = self.told.insert(service, state);
+            if before.unwrap_or(ServiceState::Disabled) != state {
+                self.events.write(&Event::Service {
+                    name: service.name(),
+                    state: state.name(),
+                    detail: self.status(host, now, service).detail,
+                });
+            }
+        }
+        let health = self.health(host);
+        if health != self.told_health {
+            self.told_health = health;
+            self.events.write(&Event::Health {
+                health: health.name(),
+            });
+        }
+    }
+
+    /// What the heartbeat tells of the guest.
+    pub fn health(&self, host: &Bus) -> Health {
+        if self.paused {
+            return Health::Paused;
+        }
+        host.find::<Heartbeat>()
+            .and_then(|relid| host.device::<Heartbeat>(relid))
+            .map_or(Health::NoContact, Heartbeat::health)
+    }
+
+    /// All services, as the API lists them.
+    pub fn list(&self, host: &Bus, now: Duration) -> Vec<ServiceEntry> {
+        let entry = |service| self.entry(host, now, service);
+        AVAILABLE.into_iter().map(entry).collect()
+    }
+
+    fn entry(&self, host: &Bus, now: Duration, service: Service) -> ServiceEntry {
+        let status = self.status(host, now, service);
+        ServiceEntry {
+            name: service.name().into(),
+            enabled: self.enabled.contains(service),
+            state: status.state.name().into(),
+            framework: status.framework.map(|version| version.to_string()),
+            version: status.version.map(|version| version.to_string()),
+            detail: status.detail,
+        }
+    }
+
+    fn status(&self, host: &Bus, now: Duration, service: Service) -> ServiceStatus {
+        let status = self.relid(service, host).and_then(|relid| match service {
+            Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.status(now)),
+            Service::Shutdown => Some(host.device::<Shutdown>(relid)?.status(now)),
+            Service::TimeSync => Some(host.device::<TimeSync>(relid)?.status(now)),
+            _ => None,
+        });
+        status.unwrap_or_else(|| ServiceStatus::disabled(service))
+    }
+
+    fn state(&self, host: &Bus, now: Duration, service: Service) -> ServiceState {
+        let state = self.relid(service, host).and_then(|relid| match service {
+            Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.state(now)),
+            Service::Shutdown => Some(host.device::<Shutdown>(relid)?.state(now)),
+            Service::TimeSync => Some(host.device::<TimeSync>(relid)?.state(now)),
+            _ => None,
+        });
+        state.unwrap_or(ServiceState::Disabled)
+    }
+
+    /// The service's channel, if it is offered.
+    fn relid(&self, service: Service, host: &Bus) -> Option<Relid> {
+        let relid = *self.relids.get(&service)?;
+        host.channel_state(relid).map(|_| relid)
+    }
+
+    /// The channel of a service that a client wants something of.
+    fn device<T: Device>(&self, host: &Bus, service: Service) -> Result<Relid, ServiceError> {
+        if !self.enabled.contains(service) {
+            return Err(ServiceError::Disabled);
+        }
+        let relid = host.find::<T>().ok_or(ServiceError::NotOffered)?;
+        match host.channel_state(relid) {
+            Some(state) if state.name() != "not offered" => Ok(relid),
+            _ => Err(ServiceError::NotOffered),
+        }
+    }
+}
+
+/// The service that a client names.
+pub fn find(name: &str) -> Result<Service, ApiError> {
+    match name.parse::<ServiceKind>() {
+        Ok(ServiceKind::Ic(service)) if AVAILABLE.contains(&service) => Ok(service),
+        Ok(kind) => Err(ApiError::new(
+            501,
+            "unsupported",
+            "host",
+            format!("{} is not there yet", kind.name()),
+        )),
+        Err(error) => Err(ApiError::new(404, "not-found", "host", error.to_string())),
+    }
+}
+
+fn api_error(service: Service, error: ServiceError) -> ApiError {
+    let status = match error {
+        ServiceError::Disabled | ServiceError::Busy => 409,
+        ServiceError::Guest(_) | ServiceError::BadAnswer => 502,
+        ServiceError::Timeout | ServiceError::Unsent => 504,
+        ServiceError::Unsupported(_) => 501,
+        _ => 503,
+    };
+    let mut api = ApiError::new(
+        status,
+        error.code(),
+        error.layer(),
+        format!("{service}: {error}"),
+    );
+    api.hresult = error.hresult().map(|status| status.0);
+    api
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
 use crate::hyperv::{CrashReport, SynicMode};
+use crate::output::Output;
 use crate::sys;
 
 /// Something that happened to the machine.
@@ -125,7 +126,9 @@ pub struct EventHub {
 
 #[derive(Default)]
 struct State {
-    sink: Option<File>,
+    sink: Option<Output>,
+    /// Events that the file's reader was too slow for.
+    dropped: u64,
     backlog: VecDeque<Arc<[u8]>>,
     outlet: Option<Outlet>,
 }
@@ -154,13 +157,19 @@ impl EventHub {
 
     /// A hub that writes to a target of the user's.
     pub fn open(target: &EventLogTarget) -> io::Result<Self> {
-        let sink = match target {
+        let sink: File = match target {
             EventLogTarget::Path(path) => File::create(path)?,
             EventLogTarget::Descriptor(fd) => sys::duplicate(*fd)?.into(),
         };
         let hub = Self::none();
-        hub.state.lock().sink = Some(sink);
+        hub.state.lock().sink = Some(Output::start("events", Box::new(sink))?);
         Ok(hub)
+    }
+
+    /// Writes what is left. Call it before the process ends.
+    pub fn finish(&self) {
+        let sink = self.state.lock().sink.take();
+        drop(sink);
     }
 
     /// Since when events have been written.
@@ -183,7 +192,7 @@ impl EventHub {
         })
     }
 
-    /// Writes an event. A log that cannot be written is given up with a
+    /// Writes an event. A log whose reader has stopped loses events, with a
     /// warning: the guest is worth more than its log.
     pub fn write(&self, event: &Event) {
         let line = Line {
@@ -202,11 +211,13 @@ impl EventHub {
         bytes.push(b'\n');
         let line: Arc<[u8]> = bytes.into();
         let mut state = self.state.lock();
-        if let Some(sink) = &mut state.sink
-            && let Err(error) = sink.write_all(&line)
+        if let Some(sink) = &state.sink
+            && !sink.queue().write_or_drop(&line)
         {
-            log::warn!("event log: {error}; no more events are written");
-            state.sink = None;
+            state.dropped = state.dropped.saturating_add(1);
+            if state.dropped == 1 {
+                log::warn!("event log: it is not read or cannot be written; events are lost");
+            }
         }
         while state.backlog.len() >= BACKLOG {
             state.backlog.pop_front();

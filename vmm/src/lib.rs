@@ -30,6 +30,7 @@ mod input;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod output;
 pub mod services;
 pub mod supervisor;
 mod sys;

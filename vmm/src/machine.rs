@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, unbounded};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
@@ -20,10 +21,11 @@ use crate::cpu::cpuid::CpuidTemplate;
 use crate::cpu::vcpu::EventSender;
 use crate::cpu::{Vcpu, VcpuEvent, VcpuThread, registers};
 use crate::devices::Ports;
-use crate::devices::serial::{self, Com1, Output};
+use crate::devices::serial::{self, Com1};
 use crate::hyperv::{BusPort, Hyperv, SynicMode, interrupts};
 use crate::kvm::{Doing, Host, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::output::Output;
 use crate::sys;
 
 /// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
@@ -83,6 +85,8 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     bus: BusThread,
     events: Receiver<VcpuEvent>,
+    /// A crash report is on its way; a guest that sends more is not heard.
+    crash_pending: Arc<AtomicBool>,
     /// KVM's clock, while the vCPUs stand still.
     clock: Option<kvm_clock_data>,
     ports: Arc<Ports>,
@@ -128,8 +132,10 @@ impl Machine {
         let ports = Arc::new(Ports::new(com1));
 
         let (queue, events) = unbounded();
+        let crash_pending = Arc::new(AtomicBool::new(false));
         let sender = EventSender {
             queue,
+            crash_pending: Arc::clone(&crash_pending),
             bell: Arc::clone(&bells.events),
         };
         let bus = BusThread::start(
@@ -155,6 +161,7 @@ impl Machine {
             vcpus,
             bus,
             events,
+            crash_pending,
             clock: None,
             ports,
             vm,
@@ -213,9 +220,16 @@ impl Machine {
 
     /// Gives every vCPU a non-maskable interrupt.
     pub fn nmi(&self) {
+        self.com1().let_writers_through(true);
         for vcpu in &self.vcpus {
             vcpu.nmi();
         }
+        self.com1().let_writers_through(false);
+    }
+
+    /// A crash report was taken: there may be another.
+    pub fn crash_taken(&self) {
+        self.crash_pending.store(false, Ordering::Release);
     }
 
     /// Stops all threads for good.

@@ -32,6 +32,10 @@ pub const AVAILABLE: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Serv
 /// How long the guest may take to accept a new time.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
+/// Changes told within a window; a restart of all services is a dozen.
+const MAX_TOLD: u32 = 64;
+const WINDOW: Duration = Duration::from_secs(5);
+
 type Bus = Host<GuestMemory>;
 
 /// The services of one machine.
@@ -47,6 +51,8 @@ pub struct Services {
     /// What was told by events last.
     told: BTreeMap<Service, ServiceState>,
     told_health: Health,
+    window: Duration,
+    told_in_window: u32,
 }
 
 impl Services {
@@ -62,6 +68,8 @@ impl Services {
             syncs: HashMap::new(),
             told: BTreeMap::new(),
             told_health: Health::NoContact,
+            window: Duration::ZERO,
+            told_in_window: 0,
         }
     }
 
@@ -207,6 +215,16 @@ impl Services {
         if on {
             self.offer(host, now);
         } else if let Some(relid) = self.relids.remove(&service) {
+            // The device takes what it owes with it.
+            match service {
+                Service::Shutdown => self.shutdowns.drain().for_each(|(_, (_, reply))| {
+                    reply.send(Err(api_error(service, ServiceError::Disabled)));
+                }),
+                Service::TimeSync => self.syncs.drain().for_each(|(_, reply)| {
+                    reply.send(Err(api_error(service, ServiceError::Disabled)));
+                }),
+                _ => {}
+            }
             // It may have gone with a session already.
             let _ = host.rescind(now, relid);
         }
@@ -256,11 +274,20 @@ impl Services {
         }
     }
 
+    /// A guest can change states as fast as it likes; what it does too often is
+    /// told when the next window opens, as it is then.
     fn tell(&mut self, host: &Bus, now: Duration) {
+        if now >= self.window.saturating_add(WINDOW) {
+            (self.window, self.told_in_window) = (now, 0);
+        }
+        if self.told_in_window >= MAX_TOLD {
+            return;
+        }
         for service in AVAILABLE {
             let state = self.state(host, now, service);
             let before = self.told.insert(service, state);
             if before.unwrap_or(ServiceState::Disabled) != state {
+                self.told_in_window += 1;
                 self.events.write(&Event::Service {
                     name: service.name(),
                     state: state.name(),
@@ -271,6 +298,7 @@ impl Services {
         let health = self.health(host);
         if health != self.told_health {
             self.told_health = health;
+            self.told_in_window += 1;
             self.events.write(&Event::Health {
                 health: health.name(),
             });

@@ -33,16 +33,22 @@ use crate::bus::{BusCall, BusSettings};
 use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
-use crate::devices::serial::Output;
 use crate::events::{CrashCause, Event, EventHub};
 use crate::hyperv::{CrashReport, SynicMode};
 use crate::input::Input;
 use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape};
+use crate::output::Output;
 use crate::services;
 use crate::sys;
 use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
+
+/// Crash reports of one machine that are taken: a crash kernel may crash too,
+/// but nobody needs the thousandth report of a guest that has nothing else to do.
+const MAX_CRASH_REPORTS: u32 = 8;
+/// A guest is not asked to shut down for longer than this.
+const MAX_SHUTDOWN_MS: u64 = 3_600_000;
 
 /// Why the process cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +104,7 @@ pub fn run(args: &Args) -> Result<u8, Error> {
         });
         log.write(&Event::Exit { code: exit::HOST });
     }
+    log.finish();
     result
 }
 
@@ -116,6 +123,8 @@ struct Supervisor<'a> {
     host: Host,
     source: BootSource,
     output: Output,
+    /// Standard error.
+    words: Output,
     bus: BusSettings,
     bells: Bells,
     epoll: Epoll,
@@ -124,6 +133,9 @@ struct Supervisor<'a> {
     deadline: Option<Instant>,
     name: String,
     state: VmState,
+    paused: bool,
+    /// Reports taken of the present machine.
+    crashes: u32,
     resets: u64,
     calls: Receiver<Call>,
     call_bell: Arc<EventFd>,
@@ -155,7 +167,8 @@ impl<'a> Supervisor<'a> {
                 Box::new(create.map_err(|error| Error::Serial(path.clone(), error))?)
             }
         };
-        let output = Output::start(sink)?;
+        let output = Output::start("console", sink)?;
+        let words = Output::start("stderr", Box::new(io::stderr()))?;
         let trace = match &args.vmbus_trace {
             None => None,
             Some(path) => {
@@ -208,6 +221,7 @@ impl<'a> Supervisor<'a> {
             host,
             source,
             output,
+            words,
             bus,
             bells,
             epoll,
@@ -216,6 +230,8 @@ impl<'a> Supervisor<'a> {
             deadline: args.timeout.and_then(|t| Instant::now().checked_add(t)),
             name,
             state: VmState::Starting,
+            paused: false,
+            crashes: 0,
             resets: 0,
             calls,
             call_bell,
@@ -235,7 +251,7 @@ impl<'a> Supervisor<'a> {
                 &self.output,
                 &self.bells,
             )?;
-            self.state = VmState::Running;
+            (self.state, self.crashes, self.paused) = (VmState::Running, 0, false);
             self.log.write(&Event::Running {
                 vcpus: self.args.cpus.get(),
                 memory_mib: self.args.memory >> 20,
@@ -263,6 +279,12 @@ impl<'a> Supervisor<'a> {
     fn event_loop(&mut self, machine: &mut Machine) -> Result<End, Error> {
         let mut ready = [EpollEvent::default(); 8];
         loop {
+            // Before all else: a guest that resets again and again is in time for nothing.
+            if self.deadline.is_some_and(|at| Instant::now() >= at) {
+                self.say(format_args!("timeout: the guest ran longer than --timeout"));
+                self.log.write(&Event::TimedOut);
+                return Ok(End::Process(exit::TIMEOUT));
+            }
             self.input.feed(machine);
             self.input.update(&self.epoll, INPUT)?;
             let count = match self.epoll.wait(self.wait_ms(), &mut ready) {
@@ -287,11 +309,6 @@ impl<'a> Supervisor<'a> {
                 if let Some(end) = end {
                     return Ok(end);
                 }
-            }
-            if self.deadline.is_some_and(|at| Instant::now() >= at) {
-                self.say(format_args!("timeout: the guest ran longer than --timeout"));
-                self.log.write(&Event::TimedOut);
-                return Ok(End::Process(exit::TIMEOUT));
             }
         }
     }
@@ -320,6 +337,10 @@ impl<'a> Supervisor<'a> {
                 }
                 VcpuEvent::Crash(report, registers) => {
                     self.crashed(CrashCause::Reported, Some(report), registers);
+                    self.crashes = self.crashes.saturating_add(1);
+                    if self.crashes < MAX_CRASH_REPORTS {
+                        machine.crash_taken();
+                    }
                     if self.args.on_crash != Action::Continue {
                         return Ok(Some(End::Guest(self.args.on_crash)));
                     }
@@ -378,11 +399,14 @@ impl<'a> Supervisor<'a> {
         None
     }
 
-    fn power(&mut self, machine: &mut Machine, action: PowerAction, call: Call) -> Option<End> {
+    fn power(&mut self, machine: &mut Machine, action: PowerAction, mut call: Call) -> Option<End> {
         let done = || Ok(serde_json::json!({"done": true}));
-        let paused = self.state == VmState::Paused;
+        let paused = self.paused;
         match action {
             PowerAction::Shutdown | PowerAction::Reboot | PowerAction::Hibernate => {
+                if let Op::Power(body) = &mut call.op {
+                    body.timeout_ms = body.timeout_ms.min(MAX_SHUTDOWN_MS);
+                }
                 machine.bus().send(BusCall::Service(call));
                 return None;
             }
@@ -400,12 +424,12 @@ impl<'a> Supervisor<'a> {
             }
             PowerAction::Pause if !paused => {
                 machine.pause();
-                self.state = VmState::Paused;
+                self.paused = true;
                 self.log.write(&Event::Paused);
             }
             PowerAction::Resume if paused => {
                 machine.resume();
-                self.state = VmState::Running;
+                self.paused = false;
                 self.log.write(&Event::Resumed);
             }
             PowerAction::Nmi if paused => {
@@ -427,7 +451,11 @@ impl<'a> Supervisor<'a> {
         VmStatus {
             name: self.name.clone(),
             pid: std::process::id(),
-            state: self.state,
+            state: if self.paused {
+                VmState::Paused
+            } else {
+                self.state
+            },
             uptime_ms: u64::try_from(self.log.uptime().as_millis()).unwrap_or(u64::MAX),
             resets: self.resets,
             vcpus: self.args.cpus.get(),
@@ -461,7 +489,11 @@ impl<'a> Supervisor<'a> {
             Some(CrashReport {
                 message: Some(text),
                 ..
-            }) => self.say(format_args!("end of the guest's log:\n{}", text.trim_end())),
+            }) => {
+                // Each line is marked, so that a guest cannot speak in our name.
+                let lines = text.trim_end().replace('\n', "\n  | ");
+                self.say(format_args!("end of the guest's log:\n  | {lines}"));
+            }
             Some(CrashReport { parameters, .. }) => {
                 self.say(format_args!(
                     "the guest sent no log; its parameters: {parameters:x?}"
@@ -486,7 +518,10 @@ impl<'a> Supervisor<'a> {
         } else {
             text
         };
-        let _ = io::stderr().write_all(text.as_bytes());
+        // A terminal that has stopped must not stop us.
+        if !self.words.queue().write_or_drop(text.as_bytes()) {
+            log::debug!("standard error is not read; dropped: {text}");
+        }
     }
 
     fn signal(&mut self) -> io::Result<Option<End>> {

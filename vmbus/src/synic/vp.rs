@@ -211,7 +211,8 @@ impl VpSynic {
 
     /// Forgets the messages that wait (a new session began, or the old one ended).
     pub fn discard_messages(&mut self) {
-        self.queue.clear();
+        // Not `clear`, which keeps the memory of a flood.
+        self.queue = VecDeque::new();
     }
 
     /// Forgets everything but which SINTs are open.

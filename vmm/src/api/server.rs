@@ -30,6 +30,8 @@ use crate::events::{EventHub, EventLines};
 
 /// Connections at once. When all are taken, one that has asked for nothing goes.
 const MAX_CLIENTS: usize = 64;
+/// Clients that follow the events: they stay, so they may not take all places.
+const MAX_STREAMS: usize = 32;
 /// A request has to arrive as a whole within this time, and a client that asks
 /// for nothing is let go after it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -179,7 +181,7 @@ impl Server {
                 }
             };
             if self.clients.len() >= MAX_CLIENTS && !self.evict() {
-                log::warn!("API: all {MAX_CLIENTS} connections are in use");
+                log::debug!("API: all {MAX_CLIENTS} connections are in use");
                 continue;
             }
             if let Err(error) = self.add(stream) {
@@ -266,7 +268,8 @@ impl Server {
 
     fn serve(&mut self, id: u64) -> Result<(), Gone> {
         while let Some(client) = self.clients.get_mut(&id) {
-            if client.state != State::Reading {
+            // A client that does not read its answers gets no more of them.
+            if client.state != State::Reading || !client.output.is_empty() {
                 break;
             }
             match http::parse(&client.input) {
@@ -301,10 +304,19 @@ impl Server {
             // What others are still to get is in the backlog that this one gets.
             self.take_events();
         }
+        let streams = self.clients.values();
+        let streams = streams
+            .filter(|client| client.state == State::Streaming)
+            .count();
         let Some(client) = self.clients.get_mut(&id) else {
             return Ok(());
         };
         match route {
+            Ok(Route::Events { follow: true }) if streams >= MAX_STREAMS => {
+                let message = format!("{MAX_STREAMS} clients follow the events already");
+                let error = ApiError::new(503, "busy", "api", message);
+                client.answer(Err(error), request.keep_alive)
+            }
             Ok(Route::Op(op)) => {
                 client.state = State::Waiting(request.keep_alive);
                 let reply = Reply::new(id, self.sender.clone(), Arc::clone(&self.bell));
@@ -351,11 +363,10 @@ impl Server {
         for id in streaming {
             if let Some(client) = self.clients.get_mut(&id) {
                 client.output.extend_from_slice(&lines);
-                let result = if client.output.len() > MAX_OUTPUT {
-                    Err(Gone)
-                } else {
-                    client.write()
-                };
+                let mut result = client.write();
+                if client.output.len() > MAX_OUTPUT {
+                    result = Err(Gone);
+                }
                 self.settle(id, result);
             }
         }
@@ -426,9 +437,11 @@ impl Client {
     /// work is only watched for its end.
     fn watch(&mut self, epoll: &Epoll, id: u64) -> io::Result<()> {
         let mut wanted = match self.state {
-            State::Reading => EventSet::IN,
+            State::Reading if self.output.is_empty() => EventSet::IN,
             // Its end is reported unasked.
-            State::Waiting(_) | State::Streaming | State::Closing => EventSet::empty(),
+            State::Reading | State::Waiting(_) | State::Streaming | State::Closing => {
+                EventSet::empty()
+            }
         };
         if !self.output.is_empty() {
             wanted |= EventSet::OUT;

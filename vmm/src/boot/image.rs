@@ -36,6 +36,9 @@ const MAX_PROGRAM_HEADERS: u16 = 64;
 const ELF_HEADER: usize = 64;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// A kernel's notes are some hundred bytes.
+const MAX_NOTES: u64 = 64 << 10;
 
 /// A kernel file whose header has been checked.
 #[derive(Debug)]
@@ -270,8 +273,13 @@ fn parse_elf<F: Read + Seek>(file: &mut F, file_size: u64) -> Result<Kind, Image
     for _ in 0..phnum {
         let mut ph = [0u8; 56];
         file.read_exact(&mut ph)?;
-        if u32_at(&ph, 0) != PT_LOAD {
-            continue;
+        match u32_at(&ph, 0) {
+            PT_LOAD => {}
+            // The loader walks notes in small steps: a huge one would take ages.
+            PT_NOTE if u64_at(&ph, 32) > MAX_NOTES => {
+                return Err(ImageError::BadElf("more notes than a kernel has"));
+            }
+            _ => continue,
         }
         let (offset, paddr) = (u64_at(&ph, 8), u64_at(&ph, 24));
         let (filesz, memsz) = (u64_at(&ph, 32), u64_at(&ph, 40));

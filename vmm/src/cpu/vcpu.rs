@@ -11,6 +11,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -50,6 +51,9 @@ pub struct EventSender {
     pub queue: Sender<VcpuEvent>,
     /// The bell.
     pub bell: Arc<EventFd>,
+    /// A crash report is in the queue. A guest can make them faster than they
+    /// can be shown, so there is one at a time.
+    pub crash_pending: Arc<AtomicBool>,
 }
 
 impl EventSender {
@@ -204,7 +208,12 @@ impl Vcpu {
                 let result = hyperv.write_msr(id, exit.index, exit.data);
                 *exit.error = u8::from(result.is_err());
                 match result {
-                    Ok(Some(report)) => Step::Tell(VcpuEvent::Crash(report, self.snapshot())),
+                    Ok(Some(report)) => {
+                        if self.events.crash_pending.swap(true, Ordering::AcqRel) {
+                            return Step::Continue;
+                        }
+                        Step::Tell(VcpuEvent::Crash(report, self.snapshot()))
+                    }
                     Ok(None) | Err(_) => Step::Continue,
                 }
             }

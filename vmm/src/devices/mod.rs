@@ -50,14 +50,19 @@ impl Ports {
         if PCI.contains(&port) {
             return self.pci.lock().read(port, data);
         }
+        if let Some(register) = self.com1.register(port) {
+            // A string instruction reads the one register again and again.
+            for byte in data {
+                *byte = self.com1.read(register);
+            }
+            return;
+        }
         // No other device here has registers wider than a byte.
         let [byte] = data else {
             data.fill(0xFF);
             return;
         };
-        *byte = if let Some(register) = self.com1.register(port) {
-            self.com1.read(register)
-        } else if port == cmos::DATA {
+        *byte = if port == cmos::DATA {
             self.cmos.lock().read(SystemTime::now())
         } else {
             power::read(port)
@@ -69,10 +74,14 @@ impl Ports {
         if PCI.contains(&port) {
             self.pci.lock().write(port, data);
         }
-        let &[byte] = data else { return None };
         if let Some(register) = self.com1.register(port) {
-            self.com1.write(register, byte);
-        } else if port == cmos::INDEX {
+            for byte in data {
+                self.com1.write(register, *byte);
+            }
+            return None;
+        }
+        let &[byte] = data else { return None };
+        if port == cmos::INDEX {
             self.cmos.lock().select(byte);
         } else {
             return power::write(port, byte);

@@ -12,15 +12,14 @@
 //! and nothing else. Input is interrupt-driven: what does not fit into the
 //! UART's FIFO stays with the event loop until the guest has read.
 
-use std::io::{self, Write};
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::io;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use vm_superio::Trigger;
 use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::output::{Output, Queue};
 
 /// First port of COM1.
 pub const BASE: u16 = 0x3F8;
@@ -28,10 +27,6 @@ pub const BASE: u16 = 0x3F8;
 pub const LENGTH: u8 = 8;
 /// Its interrupt.
 pub const GSI: u32 = 4;
-/// Output not yet written by the console thread: a few screens of text.
-const QUEUE_LIMIT: usize = 64 << 10;
-/// How long the end waits for a reader that has stopped.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Raises the UART's interrupt.
 struct Irq(EventFd);
@@ -67,7 +62,9 @@ impl Com1 {
     /// A port that interrupts by `irq`, signals `drained` when its input FIFO has
     /// been emptied, and writes to `output`.
     pub fn new(irq: EventFd, drained: EventFd, output: &Output) -> Self {
-        let queue = output.queue.clone();
+        let queue = output.queue();
+        // The machine before may have been stopped in the middle of its output.
+        queue.let_through(false);
         Self {
             uart: Mutex::new(Serial::with_events(
                 Irq(irq),
@@ -101,8 +98,7 @@ impl Com1 {
     /// While set, output beyond the limit does not make a vCPU wait: one that is
     /// to stop or to pause must not depend on a reader.
     pub fn let_writers_through(&self, through: bool) {
-        self.queue.0.state.lock().through = through;
-        self.queue.0.emptied.notify_all();
+        self.queue.let_through(through);
     }
 
     /// Offers input; returns how many bytes the FIFO took.
@@ -111,132 +107,14 @@ impl Com1 {
     }
 }
 
-/// Bytes on their way out.
-#[derive(Clone, Default)]
-struct Queue(Arc<Shared>);
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<QueueState>,
-    /// Something to write, or the end.
-    filled: Condvar,
-    /// Room again.
-    emptied: Condvar,
-}
-
-#[derive(Default)]
-struct QueueState {
-    bytes: Vec<u8>,
-    /// No more is to come, or none is wanted.
-    closed: bool,
-    /// Nobody is to wait for room.
-    through: bool,
-    /// The thread has written its last byte.
-    finished: bool,
-}
-
-impl Queue {
-    fn wait_for_room(&self) {
-        let mut state = self.0.state.lock();
-        while state.bytes.len() >= QUEUE_LIMIT && !state.closed && !state.through {
-            self.0.emptied.wait(&mut state);
-        }
-    }
-
-    /// Takes all that is queued, waiting for something; `None` at the end.
-    fn take(&self, reuse: Vec<u8>) -> Option<Vec<u8>> {
-        let mut state = self.0.state.lock();
-        while state.bytes.is_empty() {
-            if state.closed {
-                return None;
-            }
-            self.0.filled.wait(&mut state);
-        }
-        let bytes = std::mem::replace(&mut state.bytes, reuse);
-        self.0.emptied.notify_all();
-        Some(bytes)
-    }
-
-    fn close(&self) {
-        self.0.state.lock().closed = true;
-        self.0.filled.notify_all();
-        self.0.emptied.notify_all();
-    }
-
-    fn finish(&self) {
-        let mut state = self.0.state.lock();
-        (state.closed, state.finished) = (true, true);
-        self.0.emptied.notify_all();
-    }
-
-    /// Waits until the thread has finished, but not for ever.
-    fn wait_finished(&self) {
-        let mut state = self.0.state.lock();
-        let deadline = Instant::now() + LINGER;
-        while !state.finished {
-            if self.0.emptied.wait_until(&mut state, deadline).timed_out() {
-                log::warn!("console: nobody reads the last {} bytes", state.bytes.len());
-                return;
-            }
-        }
-    }
-}
-
-impl Write for Queue {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.0.state.lock();
-        if !state.closed {
-            state.bytes.extend_from_slice(bytes);
-            self.0.filled.notify_one();
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The console thread and its queue. It outlives a reset of the machine.
-pub struct Output {
-    queue: Queue,
-}
-
-impl Output {
-    /// Starts the thread that writes to `sink`.
-    pub fn start(mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
-        let queue = Queue::default();
-        let source = queue.clone();
-        thread::Builder::new()
-            .name("console".into())
-            .spawn(move || {
-                let mut bytes = Vec::new();
-                while let Some(taken) = source.take(bytes) {
-                    bytes = taken;
-                    if let Err(error) = sink.write_all(&bytes).and_then(|()| sink.flush()) {
-                        log::warn!("console: {error}; the guest's output is dropped from here on");
-                        break;
-                    }
-                    bytes.clear();
-                }
-                source.finish();
-            })?;
-        Ok(Self { queue })
-    }
-}
-
-impl Drop for Output {
-    /// Writes what is left.
-    fn drop(&mut self) {
-        self.queue.close();
-        self.queue.wait_finished();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use crate::output::QUEUE_LIMIT;
+    use std::io::Write;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
 
     struct Channel(mpsc::SyncSender<Vec<u8>>);
 
@@ -259,7 +137,7 @@ mod tests {
 
     fn port(bound: usize) -> (Com1, Output, mpsc::Receiver<Vec<u8>>) {
         let (sender, receiver) = mpsc::sync_channel(bound);
-        let output = Output::start(Box::new(Channel(sender))).unwrap();
+        let output = Output::start("test", Box::new(Channel(sender))).unwrap();
         (Com1::new(eventfd(), eventfd(), &output), output, receiver)
     }
 
@@ -307,6 +185,24 @@ mod tests {
         }
         drop(receiver);
         drop(output);
+    }
+
+    #[test]
+    fn a_new_machines_vcpus_wait_for_the_reader_again() {
+        let (com1, output, receiver) = port(0);
+        com1.let_writers_through(true);
+        let again = Arc::new(Com1::new(eventfd(), eventfd(), &output));
+        let writer = Arc::clone(&again);
+        let vcpu = thread::spawn(move || {
+            for _ in 0..QUEUE_LIMIT * 3 {
+                writer.write(0, b'x');
+            }
+        });
+        thread::sleep(Duration::from_millis(100));
+        assert!(!vcpu.is_finished());
+        again.let_writers_through(true);
+        vcpu.join().unwrap();
+        drop(receiver);
     }
 
     #[test]

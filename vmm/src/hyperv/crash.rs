@@ -72,7 +72,14 @@ impl CrashRegisters {
         memory.read_slice(&mut text, GuestAddress(address)).ok()?;
         let end = text.iter().rposition(|byte| *byte != 0)?;
         text.truncate(end.saturating_add(1));
-        Some(String::from_utf8_lossy(&text).into_owned())
+        // The words end on somebody's terminal: nothing in them may steer it.
+        let plain = |c: char| match c {
+            '\n' | '\t' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        let text = String::from_utf8_lossy(&text);
+        Some(text.chars().map(plain).collect())
     }
 }
 
@@ -115,6 +122,20 @@ mod tests {
         registers.write(&memory, P0 + 4, u64::MAX);
         let report = registers.write(&memory, CTL, 3 << 62).unwrap().unwrap();
         assert_eq!(report.message.unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn a_message_cannot_steer_a_terminal() {
+        let (memory, mut registers) = (memory(), CrashRegisters::default());
+        let text = "a\u{1b}]0;title\u{7}\r\u{9b}31m\tb\n".as_bytes();
+        memory.write_slice(text, GuestAddress(0x5000)).unwrap();
+        registers.write(&memory, P0 + 3, 0x5000);
+        registers.write(&memory, P0 + 4, 100);
+        let report = registers.write(&memory, CTL, 3 << 62).unwrap().unwrap();
+        assert_eq!(
+            report.message.as_deref(),
+            Some("a\u{fffd}]0;title\u{fffd}\u{fffd}\u{fffd}31m\tb\n")
+        );
     }
 
     #[test]

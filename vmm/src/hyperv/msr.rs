@@ -27,7 +27,8 @@ pub const HYPERCALL_OUT_OFFSET: u64 = 4;
 /// All synthetic MSRs, the range filtered in user-space mode.
 pub const RANGE: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
 /// MSRs filtered also when KVM serves the others.
-pub const ALWAYS_OURS: [std::ops::Range<u32>; 2] = [
+pub const ALWAYS_OURS: [std::ops::Range<u32>; 3] = [
+    RESET..RESET + 1,
     crash::P0..crash::CTL + 1,
     TSC_INVARIANT_CONTROL..TSC_INVARIANT_CONTROL + 1,
 ];
@@ -35,6 +36,8 @@ pub const ALWAYS_OURS: [std::ops::Range<u32>; 2] = [
 const GUEST_OS_ID: u32 = 0x4000_0000;
 const HYPERCALL: u32 = 0x4000_0001;
 const VP_INDEX: u32 = 0x4000_0002;
+/// Not offered, so a fault; KVM would make an exit of it that ends the machine.
+const RESET: u32 = 0x4000_0003;
 /// The reference counter.
 pub const TIME_REF_COUNT: u32 = 0x4000_0020;
 const REFERENCE_TSC: u32 = 0x4000_0021;
@@ -131,11 +134,11 @@ impl Partition {
             }
             HYPERCALL => self.set_hypercall(&mut state, value)?,
             REFERENCE_TSC => {
-                state.reference_tsc = value;
                 if value & ENABLE != 0 {
                     let page = self.time.map(ReferenceTime::page).unwrap_or_default();
                     self.fill_page(value, &page, 0)?;
                 }
+                state.reference_tsc = value;
             }
             VP_ASSIST_PAGE => assist(vp, |at| {
                 state.vp_assist.get_mut(at).map(|slot| *slot = value)

@@ -195,3 +195,41 @@ fn a_reader_of_events_that_does_not_read_is_let_go() {
     }
     assert_eq!(fixture.ask(STATUS).0, 200);
 }
+
+#[test]
+fn a_client_that_reads_no_answers_costs_no_memory() {
+    let fixture = fixture("unread");
+    for _ in 0..200 {
+        fixture.hub.write(&Event::Paused);
+    }
+    let mut stream = fixture.connect();
+    stream
+        .set_write_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let requests = "GET /v1/events?follow=false HTTP/1.1\r\n\r\n".repeat(100);
+    // The server stops reading, so the socket fills up.
+    let wrote = (0..10_000)
+        .take_while(|_| stream.write_all(requests.as_bytes()).is_ok())
+        .count();
+    assert!(wrote < 10_000);
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}
+
+#[test]
+fn followers_of_events_leave_room_for_others() {
+    let fixture = fixture("followers");
+    let mut followers = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        let mut stream = fixture.connect();
+        stream
+            .write_all(b"GET /v1/events HTTP/1.1\r\n\r\n")
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        followers.push(stream);
+    }
+    assert_eq!(fixture.ask("GET /v1/events HTTP/1.1\r\n\r\n").0, 503);
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}

@@ -133,15 +133,16 @@ fn old_and_32_bit_kernels_are_refused_with_the_reason() {
 #[test]
 fn elf_headers_full_of_nonsense_are_refused() {
     for image in [
-        patched(elf(), 54, &[1]),               // size of a program header
-        patched(elf(), 56, &[0, 0]),            // none of them
-        patched(elf(), 56, &[0xFF, 0xFF]),      // far too many
-        patched(elf(), 32, &[0xFF; 8]),         // beyond all files
-        patched(elf(), 64 + 8, &[0xFF; 8]),     // a segment beyond all files
-        patched(elf(), 64 + 24, &[0xFF; 8]),    // and beyond all memory
-        patched(elf(), 64 + 24, &[0; 8]),       // or over the boot data
-        patched(elf(), 64 + 40, &[8, 0, 0, 0]), // larger in the file
-        patched(elf(), 24, &[0; 8]),            // entered nowhere
+        patched(patched(elf(), 64, &[4]), 64 + 34, &[2]), // notes without end
+        patched(elf(), 54, &[1]),                         // size of a program header
+        patched(elf(), 56, &[0, 0]),                      // none of them
+        patched(elf(), 56, &[0xFF, 0xFF]),                // far too many
+        patched(elf(), 32, &[0xFF; 8]),                   // beyond all files
+        patched(elf(), 64 + 8, &[0xFF; 8]),               // a segment beyond all files
+        patched(elf(), 64 + 24, &[0xFF; 8]),              // and beyond all memory
+        patched(elf(), 64 + 24, &[0; 8]),                 // or over the boot data
+        patched(elf(), 64 + 40, &[8, 0, 0, 0]),           // larger in the file
+        patched(elf(), 24, &[0; 8]),                      // entered nowhere
     ] {
         let error = load(&image, 32).unwrap_err();
         assert!(matches!(error, ImageError::BadElf(_)), "{error}");

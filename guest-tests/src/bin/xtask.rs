@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use guest_tests::demo;
 use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
+use guest_tests::fuzz;
 use guest_tests::image::Image;
 use guest_tests::progress::say;
 use guest_tests::runner::{self, Wish};
@@ -70,6 +71,14 @@ enum Cmd {
         /// Only tests whose name contains this, e.g. `crash` or `boot sid`
         filter: Option<String>,
     },
+    /// Fuzzes what parses a guest's or a user's bytes; what fails is kept under target/fuzz.
+    Fuzz {
+        /// Only this target: control_messages, ring, synic or kernel_image
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(long, default_value = "60")]
+        seconds: u64,
+    },
     /// Builds a guest's kernel and initial RAM disk and prints their paths.
     Image {
         /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie or sid
@@ -115,6 +124,7 @@ fn main() -> ExitCode {
             };
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }
+        Cmd::Fuzz { target, seconds } => (fuzz::fuzz(target.as_deref(), seconds), 1),
         Cmd::Image {
             name,
             json,

@@ -164,18 +164,39 @@ fn fetch(known: Known, dir: &Path) -> Result<()> {
     step(
         &format!("fetching kernel {}: {package}", known.name),
         || {
-            // If that fails, the lists are older than the archive.
-            let deb = release.download(&package).or_else(|_| {
-                release.refresh()?;
-                release.download(&resolve(&release, known.package)?)
-            })?;
             let fresh = paths::unfinished(dir)?;
-            unpack(&deb, &fresh)?;
+            // If that fails, the lists are older than the archive.
+            if unpack_parts(&release, &package, &fresh).is_err() {
+                release.refresh()?;
+                let package = resolve(&release, known.package)?;
+                unpack_parts(&release, &package, &fresh)?;
+            }
             arrange(&fresh)?;
-            fs::remove_file(&deb).context(LAYER, deb.display())?;
             paths::finish(&fresh, dir)
         },
     )
+}
+
+/// Downloads and unpacks the packages with a kernel's files. Up to 6.12 the
+/// image package has them all; later it is empty, and depends on those that
+/// have the kernel, the modules, and lists of them.
+fn unpack_parts(release: &Release, image: &str, into: &Path) -> Result<()> {
+    let prefixes = ["linux-binary-", "linux-modules-", "linux-base-"];
+    let is_part = |name: &String| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let mut parts: Vec<String> = release
+        .depends(image)?
+        .into_iter()
+        .filter(is_part)
+        .collect();
+    if parts.is_empty() {
+        parts.push(image.to_owned());
+    }
+    for part in parts {
+        let deb = release.download(&part)?;
+        unpack(&deb, into)?;
+        fs::remove_file(&deb).context(LAYER, deb.display())?;
+    }
+    Ok(())
 }
 
 /// The package with the newest kernel itself: the one that the package without
@@ -240,10 +261,16 @@ fn arrange(dir: &Path) -> Result<()> {
     };
     let rename =
         |from: &Path, to: &str| fs::rename(from, dir.join(to)).context(LAYER, from.display());
-    rename(&only(dir.join("boot"), "vmlinuz-")?, "vmlinuz")?;
     let places = [dir.join("usr/lib/modules"), dir.join("lib/modules")];
     let [merged, plain] = places;
     let modules = only(if merged.exists() { merged } else { plain }, "")?;
+    // Beside its modules, from 7.x on.
+    let kernel = modules.join("vmlinuz");
+    if kernel.exists() {
+        rename(&kernel, "vmlinuz")?;
+    } else {
+        rename(&only(dir.join("boot"), "vmlinuz-")?, "vmlinuz")?;
+    }
     rename(&modules, "modules")?;
     let release = modules
         .file_name()

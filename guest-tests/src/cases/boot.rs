@@ -132,8 +132,12 @@ fn check_firmware(vm: &mut Vm) -> Outcome {
         devices.lines().any(|id| id == "PNP0501"),
         "no serial port in ACPI, only {devices:?}"
     );
-    let console = vm.sh_ok("cat /proc/tty/driver/serial | head -n 2 | tail -n 1")?;
-    ensure!(console.contains("port:000003F8"), "COM1 is {console:?}");
+    let console = vm.sh_ok("cd /sys/class/tty/ttyS0 && echo $(cat port) $(cat irq)")?;
+    // Which number the kernel gives to GSI 4 is its own affair; 0 is polling.
+    ensure!(
+        console.starts_with("0x3F8 ") && !console.ends_with(" 0"),
+        "COM1 is at {console:?}"
+    );
     Ok(())
 }
 
@@ -145,6 +149,10 @@ fn boot_elf(context: &Context) -> Outcome {
 }
 
 fn boot_64(context: &Context) -> Outcome {
+    if !context.long {
+        println!("note: not run: it takes minutes; give --long for it");
+        return Ok(());
+    }
     let mut vm = context.setup().memory("1G").launch()?;
     let hello = vm.wait_agent()?;
     check_hello(context, &hello)?;

@@ -77,10 +77,12 @@ fn arguments(image: &Image, vmlinux: PathBuf, options: &Options, console: &Path)
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |words: &str| args.extend(words.split(' ').map(OsString::from));
     add("-nodefaults -no-user-config -display none -no-reboot -machine pc");
-    // Without XSAVE (and so without AVX): the emulation lets a guest's XSETBV
-    // pass KVM by. KVM then enters the guest with the XCR0 of a reset, which
-    // loses SSE registers: guests' programs crash at random.
-    add("-L /usr/share/seabios -L /usr/share/qemu -cpu max,-xsave");
+    // Without XSAVE: the emulation lets a guest's XSETBV pass KVM by. KVM then
+    // enters the guest with the XCR0 of a reset, which loses SSE registers:
+    // guests' programs crash at random. What cannot be used without XSAVE has to
+    // be taken away by name: 7.x kernels look only for AVX itself.
+    add("-L /usr/share/seabios -L /usr/share/qemu");
+    add("-cpu max,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq,-pku");
     if options.icount {
         add("-accel tcg,thread=single -icount shift=0,sleep=off");
     } else {

@@ -22,7 +22,7 @@ use crate::ensure;
 const BOOT: Duration = Duration::from_secs(120);
 
 /// How long a command in the guest may take unless said otherwise.
-const SHELL: Duration = Duration::from_secs(60);
+const SHELL: Duration = Duration::from_secs(120);
 
 /// A machine to be launched.
 #[derive(Debug)]

@@ -122,6 +122,17 @@ pub enum Kernels {
     One,
 }
 
+/// With whose SynIC a case says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synics {
+    /// `vmm` may choose.
+    Any,
+    /// KVM's and ours.
+    Both,
+    /// Both where everything is tested, otherwise what `vmm` chooses.
+    BothInFull,
+}
+
 /// A guest test.
 #[derive(Clone, Copy)]
 pub struct Case {
@@ -133,8 +144,8 @@ pub struct Case {
     pub kernels: Kernels,
     /// With how many vCPUs each.
     pub cpus: &'static [u32],
-    /// Whether it is run with both SynICs, KVM's and ours.
-    pub both_synics: bool,
+    /// With whose SynIC.
+    pub synics: Synics,
     /// Seconds after which it counts as hung.
     pub limit: u64,
     /// The test.
@@ -161,7 +172,7 @@ impl Case {
             about,
             kernels: Kernels::All,
             cpus: &[2],
-            both_synics: false,
+            synics: Synics::Any,
             limit: 240,
             run,
         }
@@ -184,7 +195,14 @@ impl Case {
     /// With KVM's SynIC, and with ours.
     #[must_use]
     pub const fn with_both_synics(mut self) -> Self {
-        self.both_synics = true;
+        self.synics = Synics::Both;
+        self
+    }
+
+    /// With both, but with one when time is short.
+    #[must_use]
+    pub const fn with_both_synics_in_full(mut self) -> Self {
+        self.synics = Synics::BothInFull;
         self
     }
 

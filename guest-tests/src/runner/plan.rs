@@ -6,7 +6,7 @@ use std::fmt;
 use crate::cases;
 use crate::error::Result;
 use crate::kernels;
-use crate::suite::{Case, Kernels};
+use crate::suite::{Case, Kernels, Synics};
 
 /// What a user asked for.
 #[derive(Clone, Debug, Default)]
@@ -64,7 +64,12 @@ pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
                     cpus: *cpus,
                     synic,
                 };
-                if case.both_synics {
+                let both = match case.synics {
+                    Synics::Any => false,
+                    Synics::Both => true,
+                    Synics::BothInFull => full,
+                };
+                if both {
                     runs.extend([Some("kernel"), Some("user")].map(run));
                     continue;
                 }

@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
         "the channel is taken away and offered again while it is used",
         hotplug,
     )
-    .with_both_synics(),
+    .with_both_synics_in_full(),
 ];
 
 /// Whether this kernel's uio driver takes a channel that signals by hypercall;
@@ -86,7 +86,7 @@ fn echo(context: &Context) -> Outcome {
     #[allow(clippy::cast_precision_loss)] // A million is exact.
     let wanted = packets as f64;
     ensure!(all >= wanted, "not all packets were exchanged: {said}");
-    check_log(&mut vm)?;
+    check_log(&mut vm, &[])?;
     vm.power_off()
 }
 
@@ -94,14 +94,14 @@ fn no_exits(context: &Context) -> Outcome {
     if !can_run(context) {
         return Ok(());
     }
-    let signals = context.times(20_000, 200_000);
+    let signals = context.times(3000, 100_000);
     let count = |synic: &str| -> Outcome<Exits> {
         let mut vm = boot(context, &["--device", "echo", "--synic", synic])?;
         // Once before: what a first time needs is not what is measured.
         vm.sh_ok("/init uio-signals 10")?;
         let (said, exits) = Exits::during(|| {
             let script = format!("/init uio-signals {signals}");
-            sh_long(&mut vm, &script, Duration::from_secs(120))
+            sh_long(&mut vm, &script, Duration::from_secs(60 + signals / 100))
         })?;
         note(&format!("--synic {synic}: {said}; {exits}"));
         vm.power_off()?;
@@ -113,14 +113,15 @@ fn no_exits(context: &Context) -> Outcome {
         "KVM saw {} signals instead of {signals}",
         kernel.signals
     );
+    // The channel is opened and closed by messages.
     ensure!(
-        kernel.hyperv == 0,
-        "{} of {signals} signals exited to vmm",
-        kernel.hyperv
+        kernel.hyperv <= kernel.messages,
+        "{} of {signals} signals exited to vmm: {kernel}",
+        kernel.hyperv - kernel.messages
     );
     // The commands themselves pass through the serial port.
     ensure!(
-        kernel.all < signals / 10,
+        kernel.all < signals / 5,
         "{} exits to vmm with {signals} signals: {kernel}",
         kernel.all
     );
@@ -146,6 +147,7 @@ fn hotplug(context: &Context) -> Outcome {
         value(&said, "packets")? > 0.0,
         "no packets were exchanged: {said}"
     );
-    check_log(&mut vm)?;
+    // It may go while the driver takes it.
+    check_log(&mut vm, &["probe failed for device"])?;
     vm.power_off()
 }

@@ -15,7 +15,8 @@ use crate::suite::{Failure, Outcome};
 
 /// KVM_EXIT_HYPERV.
 const EXIT_HYPERV: u64 = 27;
-/// HvSignalEvent.
+/// HvPostMessage and HvSignalEvent.
+const POST_MESSAGE: u64 = 0x5c;
 const SIGNAL_EVENT: u64 = 0x5d;
 
 /// Exits to user space and signals, in some time.
@@ -27,14 +28,16 @@ pub(super) struct Exits {
     pub(super) hyperv: u64,
     /// Signals that reached KVM.
     pub(super) signals: u64,
+    /// Messages that did, which exit always.
+    pub(super) messages: u64,
 }
 
 impl fmt::Display for Exits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} exits to user space, {} of them for Hyper-V; KVM saw {} signals",
-            self.all, self.hyperv, self.signals
+            "{} exits to user space, {} of them for Hyper-V; KVM saw {} signals, {} messages",
+            self.all, self.hyperv, self.signals, self.messages
         )
     }
 }
@@ -57,6 +60,7 @@ impl Exits {
             all: count(&exits, None),
             hyperv: count(&exits, Some(EXIT_HYPERV)),
             signals: count(&calls, Some(SIGNAL_EVENT)),
+            messages: count(&calls, Some(POST_MESSAGE)),
         };
         Ok((result, exits))
     }

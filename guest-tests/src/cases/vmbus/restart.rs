@@ -19,13 +19,13 @@ pub(crate) const CASES: &[Case] = &[
         "a kernel that was started by kexec connects again, within seconds",
         kexec,
     )
-    .with_both_synics(),
+    .with_both_synics_in_full(),
     Case::new(
         "vmbus-panic",
         "a guest that reboots after a panic connects again, within seconds",
         panic,
     )
-    .with_both_synics(),
+    .with_both_synics_in_full(),
 ];
 
 /// Far less than the 100 s that a panic waits for an answer of the host's.
@@ -102,7 +102,7 @@ fn again(context: &Context, vm: &mut Vm, how: &str, took: Duration) -> Outcome {
     load(vm)?;
     check_connected(vm, newest(context))?;
     check_echo(vm)?;
-    check_log(vm)?;
+    check_log(vm, &[])?;
     note(&format!(
         "{how}: up after {:.1} s, connected after {:.1} s more",
         took.as_secs_f64(),

@@ -28,6 +28,7 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
+use crate::boot::tables;
 use crate::devices::{cmos, power, serial};
 use crate::memory::{self, GuestMemory};
 
@@ -61,7 +62,7 @@ pub enum AcpiError {
 pub fn write(memory: &GuestMemory, cpus: u32) -> Result<u64, AcpiError> {
     let image = build(cpus);
     let need = u64::try_from(image.len()).unwrap_or(u64::MAX);
-    let have = memory::HIGH_RAM_START - memory::ACPI_START;
+    let have = tables::RESET_VECTOR - memory::ACPI_START;
     if need > have {
         return Err(AcpiError::TooLarge { cpus, need, have });
     }
@@ -286,7 +287,7 @@ mod tests {
     }
 
     /// Follows the chain as a guest does: every table by its signature.
-    fn tables(image: &[u8]) -> Vec<(String, Vec<u8>)> {
+    fn chain(image: &[u8]) -> Vec<(String, Vec<u8>)> {
         assert_eq!(&image[..8], b"RSD PTR ");
         assert_eq!((sum(&image[..20]), sum(&image[..36])), (0, 0));
         let xsdt = table(image, u64_at(image, 24));
@@ -304,10 +305,10 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_and_its_checksum_is_right() {
-        let tables = tables(&build(4));
-        let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+        let found = chain(&build(4));
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["XSDT", "FACP", "APIC", "DSDT"]);
-        for (name, table) in &tables {
+        for (name, table) in &found {
             assert_eq!(sum(table), 0, "{name}");
         }
     }
@@ -315,7 +316,7 @@ mod tests {
     #[test]
     fn each_vcpu_has_an_apic_and_those_beyond_254_an_x2apic() {
         let count = |cpus, kind| {
-            let (_, madt) = tables(&build(cpus)).remove(2);
+            let (_, madt) = chain(&build(cpus)).remove(2);
             let (mut at, mut count) = (44, 0);
             while at < madt.len() {
                 count += usize::from(madt[at] == kind);
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn the_namespace_holds_the_bus_by_its_string_id() {
-        let (_, dsdt) = tables(&build(1)).remove(3);
+        let (_, dsdt) = chain(&build(1)).remove(3);
         // Name(_HID, "VMBUS"): NameOp, four characters, StringPrefix, text, NUL.
         let id = b"\x08_HID\x0DVMBUS\0";
         assert!(dsdt.windows(id.len()).any(|window| window == id));
@@ -340,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_fadt_names_the_ports_that_the_power_device_serves() {
-        let (_, fadt) = tables(&build(1)).remove(1);
+        let (_, fadt) = chain(&build(1)).remove(1);
         assert_eq!(u64_at(&fadt, 120), u64::from(power::RESET));
         assert_eq!(fadt[128], power::RESET_VALUE);
         assert_eq!(u64_at(&fadt, 248), u64::from(power::SLEEP_CONTROL));

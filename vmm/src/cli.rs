@@ -23,6 +23,8 @@ const MAX_CPUS: u32 = 4096;
 ///
 /// The guest's console is this terminal. Ctrl-A x quits, Ctrl-A Ctrl-A sends a
 /// Ctrl-A.
+// The text is for clap, which knows no escapes: brackets in it are no links.
+#[allow(rustdoc::broken_intra_doc_links)]
 #[derive(Debug, Parser)]
 #[command(
     name = "vmm",

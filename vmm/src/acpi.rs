@@ -13,7 +13,8 @@
 //!   creating the device.
 
 use acpi_tables::aml::{
-    self, AmlString, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+    self, AddressSpaceCacheable, AmlString, Device, EISAName, IO, Interrupt, Name, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -210,10 +211,42 @@ fn dsdt() -> Sdt {
     dsdt
 }
 
-/// The device whose driver is the guest's VMBus.
+/// The device whose driver is the guest's VMBus, in the module that owns its
+/// memory window, as on Hyper-V.
+///
+/// The window is for devices that this machine does not have. It is there
+/// because 5.10 looks for one through all ancestors of the bus, and does not
+/// stop at the root of the namespace.
 struct Vmbus;
 
 impl Aml for Vmbus {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let window = AddressSpace32::new_memory(
+            AddressSpaceCacheable::NotCacheable,
+            true,
+            memory::VMBUS_WINDOW,
+            memory::VMBUS_WINDOW_END,
+            None,
+        );
+        let module: AmlString = "ACPI0004".into();
+        Device::new(
+            Path::new("VMOD"),
+            vec![
+                &Name::new(Path::new("_HID"), &module),
+                &Name::new(Path::new("_UID"), &aml::ZERO),
+                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&window])),
+                &Bus,
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The bus in its module. Its own resources are empty: a range there would
+/// keep 6.12 and later from making the device.
+struct Bus;
+
+impl Aml for Bus {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid: AmlString = "VMBUS".into();
         Device::new(
@@ -227,6 +260,9 @@ impl Aml for Vmbus {
         .to_aml_bytes(sink);
     }
 }
+
+/// A window of 32-bit addresses in a device's resources.
+type AddressSpace32 = aml::AddressSpace<u32>;
 
 /// The serial port.
 struct Com1;
@@ -337,6 +373,16 @@ mod tests {
         // Name(_CRS, Buffer(2) { end tag, checksum }): no resources at all.
         let empty = b"\x08_CRS\x11\x05\x0A\x02\x79\x00";
         assert!(dsdt.windows(empty.len()).any(|window| window == empty));
+    }
+
+    #[test]
+    fn the_bus_has_an_ancestor_with_a_window() {
+        let (_, dsdt) = chain(&build(1)).remove(3);
+        // A DWordMemory descriptor's range, between its granularity and its translation.
+        let range = b"\x00\x00\x00\xF0\xFF\xFF\xFF\xF0\x00\x00\x00\x00";
+        assert!(dsdt.windows(range.len()).any(|window| window == range));
+        let at = |text: &[u8]| dsdt.windows(text.len()).position(|window| window == text);
+        assert!(at(b"ACPI0004").unwrap() < at(b"VMBUS\0").unwrap_or(usize::MAX));
     }
 
     #[test]

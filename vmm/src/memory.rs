@@ -27,6 +27,10 @@ pub const LOW_RAM_END: u64 = 0xA_0000;
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 /// The ACPI tables, in the area where an RSDP is searched for.
 pub const ACPI_START: u64 = 0xE_0000;
+/// The window of the VMBus module, in the gap; nothing is in it.
+pub const VMBUS_WINDOW: u32 = 0xF000_0000;
+/// Its last byte.
+pub const VMBUS_WINDOW_END: u32 = 0xF0FF_FFFF;
 /// The IO-APIC, where every x86 guest expects it.
 pub const IO_APIC: u32 = 0xFEC0_0000;
 /// The local APICs.

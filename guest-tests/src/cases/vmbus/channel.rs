@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::exits::Exits;
-use super::{check_log, clear_log, note, sh_long};
+use super::{check_log, clear_log, load, note, sh_long};
 use crate::ensure;
 use crate::suite::{Case, Context, Failure, Outcome, Vm};
 
@@ -51,7 +51,8 @@ fn can_run(context: &Context) -> bool {
 fn boot(context: &Context, args: &[&str]) -> Outcome<Vm> {
     let mut vm = context.setup().args(args).boot()?;
     clear_log(&mut vm)?;
-    vm.sh_ok("modprobe hv_vmbus && modprobe uio_hv_generic")?;
+    load(&mut vm)?;
+    vm.sh_ok("modprobe uio_hv_generic")?;
     Ok(vm)
 }
 

@@ -43,7 +43,7 @@ const ECHO: &str = "/sys/bus/vmbus/devices/7c5e1a5d-52c6-4b0e-9d3b-0f3c6f865e02"
 fn connect(context: &Context) -> Outcome {
     // Beside the other logs, for when it fails.
     let trace = context.dir.join("vm0.trace").display().to_string();
-    let args = ["--device", "echo", "--vmbus-trace", &trace];
+    let args = ["--ic", "none", "--device", "echo", "--vmbus-trace", &trace];
     let mut vm = context.setup().args(&args).boot()?;
     clear_log(&mut vm)?;
     load(&mut vm)?;
@@ -55,7 +55,7 @@ fn connect(context: &Context) -> Outcome {
 
 fn version(context: &Context) -> Outcome {
     let setup = context.setup();
-    let args = ["--device", "echo", "--vmbus-version", "4.0"];
+    let args = ["--ic", "none", "--device", "echo", "--vmbus-version", "4.0"];
     let mut vm = setup.args(&args).boot()?;
     clear_log(&mut vm)?;
     load(&mut vm)?;
@@ -67,7 +67,10 @@ fn version(context: &Context) -> Outcome {
 
 fn reload(context: &Context) -> Outcome {
     let times = context.times(10, 200);
-    let mut vm = context.setup().args(&["--device", "echo"]).boot()?;
+    let mut vm = context
+        .setup()
+        .args(&["--ic", "none", "--device", "echo"])
+        .boot()?;
     if is_built_in(&mut vm)? {
         note("not with this kernel: it has hv_vmbus built in");
         return vm.power_off();

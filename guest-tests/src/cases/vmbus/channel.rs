@@ -69,7 +69,7 @@ fn echo(context: &Context) -> Outcome {
         return Ok(());
     }
     let packets = context.times(100_000, 1_000_000);
-    let mut vm = boot(context, &["--device", "echo"])?;
+    let mut vm = boot(context, &["--ic", "none", "--device", "echo"])?;
     let limit = Duration::from_secs(60 + packets / 1000);
     let said = sh_long(&mut vm, &format!("/init uio-echo {packets}"), limit)?;
     let mut all = 0.0;
@@ -97,7 +97,10 @@ fn no_exits(context: &Context) -> Outcome {
     }
     let signals = context.times(3000, 100_000);
     let count = |synic: &str| -> Outcome<Exits> {
-        let mut vm = boot(context, &["--device", "echo", "--synic", synic])?;
+        let mut vm = boot(
+            context,
+            &["--ic", "none", "--device", "echo", "--synic", synic],
+        )?;
         // Once before: what a first time needs is not what is measured.
         vm.sh_ok("/init uio-signals 10")?;
         let (said, exits) = Exits::during(|| {
@@ -140,7 +143,7 @@ fn hotplug(context: &Context) -> Outcome {
         return Ok(());
     }
     let rounds = context.times(5, 50);
-    let mut vm = boot(context, &["--device", "echo:toggle=700ms"])?;
+    let mut vm = boot(context, &["--ic", "none", "--device", "echo:toggle=700ms"])?;
     let limit = Duration::from_secs(60 + 4 * rounds);
     let said = sh_long(&mut vm, &format!("/init uio-hotplug {rounds}"), limit)?;
     note(&said);

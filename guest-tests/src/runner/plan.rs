@@ -43,9 +43,10 @@ impl fmt::Display for Run {
 
 /// Cases that the short default leaves out, for the time that they take in the
 /// nest: a kernel's name or the case's runs them.
-const IN_FULL: [&str; 8] = [
+const IN_FULL: [&str; 9] = [
     "boot-64-cpus",
     "console-output",
+    "vmbus-version",
     "vmbus-reload",
     "vmbus-echo",
     "vmbus-no-exits",

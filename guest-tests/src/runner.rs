@@ -2,19 +2,23 @@
 //! `cargo xtask test`: what runs, where, and what came of it.
 //!
 //! Each guest test is one command, `guest-suite run CASE …`, so it runs here or
-//! in the nest alike. One nest serves many; if it hangs it is replaced, and the
-//! test is run once more. Such retries are counted and shown.
+//! in the nest alike. Nests have one CPU each, so there is one for each of this
+//! machine's, and they share the tests. A nest serves many; if it hangs it is
+//! replaced, and the test is run once more. Such retries are counted and shown.
 
 mod host;
 mod plan;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::image::Image;
-use crate::nest::{Nest, Options};
+use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::step;
 use crate::{build, kernels, paths};
@@ -50,7 +54,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     }
     if tally.retries > 0 {
         println!(
-            "{} tests were run once more, marked AGAIN above: the nest hung, or they failed in it",
+            "{} tests were run once more, marked AGAIN above: the nest hung",
             tally.retries
         );
     }
@@ -76,39 +80,83 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
             build::program("guest-tests", "guest-suite")?,
         ))
     })?;
-    let mut ground = Ground::find(suite, vmm, long)?;
-    println!("{} guest tests {}", runs.len(), ground.about());
-    for (number, run) in runs.iter().enumerate() {
-        let label = format!("[{}/{}] {run}", number + 1, runs.len());
-        let start = Instant::now();
-        let mut end = ground.run(run);
-        if let Some(why) = ground.doubt(&end) {
-            println!("AGAIN {label}: {why}");
-            tally.retries += 1;
-            end = ground.run(run);
-        }
-        let took = start.elapsed().as_secs_f64();
-        let output = match end {
-            Ok((0, output)) => {
-                println!("ok   {label}  {took:.1} s");
-                // What it has measured.
-                for note in output.lines().filter_map(|line| line.strip_prefix(NOTE)) {
-                    println!("     {note}");
+    let place = place::decide()?;
+    let jobs = match &place {
+        // Cases about time want the machine for themselves.
+        Place::Here => 1,
+        Place::Nest(_) => jobs(),
+    };
+    println!("{} guest tests {}", runs.len(), about(&place, jobs));
+    let ground = || Ground {
+        suite: suite.clone(),
+        vmm: vmm.clone(),
+        long,
+        in_nest: place != Place::Here,
+        nest: None,
+    };
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(tally));
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(runs.len()) {
+            scope.spawn(|| {
+                let mut ground = ground();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(run) = runs.get(number) else { break };
+                    let label = format!("[{}/{}] {run}", number + 1, runs.len());
+                    guest_test(&mut ground, run, &label, &tally);
                 }
-                tally.passed += 1;
-                continue;
-            }
-            Ok((_, output)) => output,
-            Err(error) => error.to_string(),
-        };
-        tally.failed += 1;
-        println!("FAIL {label}  {took:.1} s");
-        for line in output.lines() {
-            println!("     {line}");
+                ground.close();
+            });
         }
-    }
-    ground.close();
+    });
     Ok(())
+}
+
+/// How many nests at a time: one for each CPU, as far as there is memory.
+fn jobs() -> usize {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    cpus.min(nest::at_once()).max(1)
+}
+
+fn about(place: &Place, jobs: usize) -> String {
+    match place {
+        Place::Here => "on this machine's /dev/kvm".to_owned(),
+        Place::Nest(why) => format!("in the nest, {jobs} at a time ({why})"),
+    }
+}
+
+/// Runs one test and says what came of it.
+fn guest_test(ground: &mut Ground, run: &Run, label: &str, tally: &Mutex<&mut Tally>) {
+    let start = Instant::now();
+    let mut end = ground.run(run);
+    if let Err(error) = &end
+        && ground.in_nest
+    {
+        println!("AGAIN {label}: {error}");
+        tally.lock().unwrap_or_else(PoisonError::into_inner).retries += 1;
+        end = ground.run(run);
+    }
+    let took = start.elapsed().as_secs_f64();
+    // Whole lines of one test stay together.
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = match end {
+        Ok((0, output)) => {
+            println!("ok   {label}  {took:.1} s");
+            // What it has measured.
+            for note in output.lines().filter_map(|line| line.strip_prefix(NOTE)) {
+                println!("     {note}");
+            }
+            tally.passed += 1;
+            return;
+        }
+        Ok((_, output)) => output,
+        Err(error) => error.to_string(),
+    };
+    tally.failed += 1;
+    println!("FAIL {label}  {took:.1} s");
+    for line in output.lines() {
+        println!("     {line}");
+    }
 }
 
 /// Where the tests are run.
@@ -116,64 +164,31 @@ struct Ground {
     suite: PathBuf,
     vmm: PathBuf,
     long: bool,
-    nest_because: Option<String>,
+    in_nest: bool,
     nest: Option<Nest>,
 }
 
 impl Ground {
-    fn find(suite: PathBuf, vmm: PathBuf, long: bool) -> Result<Self> {
-        let nest_because = match place::decide()? {
-            Place::Here => None,
-            Place::Nest(why) => Some(why),
-        };
-        Ok(Self {
-            suite,
-            vmm,
-            long,
-            nest_because,
-            nest: None,
-        })
-    }
-
-    fn about(&self) -> String {
-        match &self.nest_because {
-            None => "on this machine's /dev/kvm".to_owned(),
-            Some(why) => format!("in the nest ({why})"),
-        }
-    }
-
     /// The test's status and output. An error is the place's, not the test's.
     fn run(&mut self, run: &Run) -> Result<(u32, String)> {
         let argv = self.argv(run);
         let times = if self.long { LONG } else { 1 };
         let limit = Duration::from_secs(run.case.limit * times);
-        if self.nest_because.is_none() {
+        if !self.in_nest {
             return host::run(&argv, limit);
         }
         let nest = match self.nest.take() {
             Some(nest) => nest,
             None => Nest::start(&Options::usual()?)?,
         };
-        // A nest that failed is dropped here, and so ended.
+        // A nest that failed, or is still at it, is dropped here, and so ended.
         let exit = nest.run(&nest.spec(argv), limit)?;
-        self.nest = Some(nest);
+        if exit.status != nest::TOO_LONG {
+            self.nest = Some(nest);
+        }
         let mut output = String::from_utf8_lossy(&exit.stdout).into_owned();
         output.push_str(&String::from_utf8_lossy(&exit.stderr));
         Ok((exit.status, output))
-    }
-
-    /// Why a run does not count: the nest hung, or it may have been the nest that
-    /// failed the test. Its emulated CPU has been seen to fault in a guest that
-    /// interrupts a lot, so there a failure has to happen twice, in two nests.
-    fn doubt(&mut self, end: &Result<(u32, String)>) -> Option<String> {
-        match end {
-            Err(error) => Some(error.to_string()),
-            Ok((status, output)) if *status != 0 && self.nest_because.is_some() => {
-                self.nest = None;
-                Some(output.lines().next().unwrap_or_default().to_owned())
-            }
-            Ok(_) => None,
-        }
     }
 
     fn argv(&self, run: &Run) -> Vec<OsString> {

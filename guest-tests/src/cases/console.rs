@@ -2,7 +2,6 @@
 //! The serial console carries every byte, in order, in both directions.
 
 use std::io::Write;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::ensure;
@@ -11,7 +10,7 @@ use crate::suite::{Case, Context, Failure, Outcome};
 pub(super) const CASES: &[Case] = &[
     Case::new(
         "console-echo",
-        "64 KiB typed at full speed come back unchanged",
+        "16 KiB typed in bursts come back unchanged",
         echo,
     )
     .once(),
@@ -24,10 +23,14 @@ pub(super) const CASES: &[Case] = &[
     Case::new("console-null", "--serial null and file=PATH", elsewhere).once(),
 ];
 
+/// What a guest's terminal surely keeps for a slow reader: a serial line has no
+/// flow control, so beyond its 4 KiB Linux may drop.
+const BURST: usize = 2048;
+
 fn echo(context: &Context) -> Outcome {
     let mut vm = context.setup().boot()?;
     // All byte values: the console is raw on both sides.
-    let sent: Vec<u8> = (0..64 * 1024_u32)
+    let sent: Vec<u8> = (0..16 * 1024_u32)
         .map(|n| (n.wrapping_mul(31) >> 3).to_le_bytes()[0])
         .collect();
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -37,16 +40,11 @@ fn echo(context: &Context) -> Outcome {
     let mut input = vm
         .take_input()
         .ok_or_else(|| Failure("no input".to_owned()))?;
-    let typed = sent.clone();
-    let typing = thread::spawn(move || {
-        let result = input.write_all(&typed).and_then(|()| input.flush());
-        (input, result)
-    });
-    let got = vm.console.bytes(sent.len(), deadline)?;
-    let (input, result) = typing
-        .join()
-        .map_err(|_| Failure("typing failed".to_owned()))?;
-    result?;
+    let mut got = Vec::with_capacity(sent.len());
+    for burst in sent.chunks(BURST) {
+        input.write_all(burst).and_then(|()| input.flush())?;
+        got.extend(vm.console.bytes(burst.len(), deadline)?);
+    }
     vm.return_input(input);
     let first = sent.iter().zip(&got).position(|(a, b)| a != b);
     ensure!(first.is_none(), "the bytes differ from {first:?} on");

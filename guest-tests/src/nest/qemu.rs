@@ -140,13 +140,21 @@ fn with_path(option: &str, path: &Path) -> OsString {
 
 /// What the nest gets: less on a small machine.
 fn memory_mib() -> u64 {
+    MEMORY_MIB.min(machine_mib() * 3 / 4)
+}
+
+/// How many nests this machine has memory for.
+pub fn at_once() -> usize {
+    usize::try_from(machine_mib() / MEMORY_MIB).unwrap_or(1)
+}
+
+fn machine_mib() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo
+    meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(MEMORY_MIB, |kib| kib / 1024);
-    MEMORY_MIB.min(total * 3 / 4)
+        .map_or(MEMORY_MIB, |kib| kib / 1024)
 }
 
 #[cfg(test)]

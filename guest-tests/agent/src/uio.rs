@@ -134,7 +134,8 @@ impl Device {
 }
 
 /// Whether the device has gone, rather than something being wrong: no such
-/// file or device, or an I/O error, or (in the middle of it) EINVAL.
+/// file or device, or an I/O error, or (in the middle of it) EINVAL, or EAGAIN
+/// from an open that the host refuses because it is just taking the device back.
 fn is_gone(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = Errno::from_io_error(error);
@@ -145,6 +146,7 @@ fn is_gone(error: &io::Error) -> bool {
             Errno::NXIO,
             Errno::NODEV,
             Errno::INVAL,
+            Errno::AGAIN,
         ]
         .contains(&errno)
     })

@@ -112,7 +112,13 @@ fn is_complaint(line: &str) -> bool {
     let level = level
         .and_then(|(level, _)| level.parse::<u32>().ok())
         .unwrap_or(7);
-    level & 7 <= 4 && !HARMLESS.iter().any(|text| line.contains(text))
+    let text = line.split_once(']').map_or(line, |(_, text)| text.trim());
+    // The CPUs' numbers that follow "smp: Bringing up …": 5.10 gives them a level
+    // of their own if the line before was printed long ago.
+    let cpu_number = text
+        .strip_prefix('#')
+        .is_some_and(|number| number.parse::<u32>().is_ok());
+    level & 7 <= 4 && !cpu_number && !HARMLESS.iter().any(|text| line.contains(text))
 }
 
 fn number_after(text: &str, prefix: &str) -> Option<u64> {

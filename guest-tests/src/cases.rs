@@ -5,6 +5,7 @@ mod boot;
 mod console;
 mod lifecycle;
 mod memory;
+mod services;
 mod terminal;
 mod usage;
 mod vmbus;
@@ -23,6 +24,10 @@ pub fn all() -> Vec<Case> {
         vmbus::CASES,
         vmbus::channel::CASES,
         vmbus::restart::CASES,
+        services::CASES,
+        services::shutdown::CASES,
+        services::time::CASES,
+        services::toggle::CASES,
     ]
     .concat()
 }

@@ -5,15 +5,19 @@
 //!  Case::run(&Context) ─► Setup::launch ─► Vm ── serial console ── agent
 //!                                           ├── exit code, standard error
 //!                                           └── event log
+//!                           Control ── vmmctl, API
 //! ```
 
+pub mod clock;
 pub mod console;
+pub mod control;
 pub mod vm;
 
 use std::path::PathBuf;
 
 use crate::error::HarnessError;
 use crate::kernels::Kernel;
+pub use control::Control;
 pub use vm::{Setup, Shell, Vm};
 
 /// Why a case failed: a sentence with what was expected and what was found.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest tests, one file per topic.
 
+mod api;
 mod boot;
 mod console;
 mod lifecycle;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Case> {
         services::shutdown::CASES,
         services::time::CASES,
         services::toggle::CASES,
+        api::CASES,
     ]
     .concat()
 }

@@ -17,6 +17,7 @@ use crate::image::Image;
 use crate::nest::{Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::step;
+use crate::tools::CURL;
 use crate::{build, kernels, paths};
 use plan::Run;
 pub use plan::Wish;
@@ -61,6 +62,9 @@ pub fn test(wish: &Wish) -> Result<bool> {
 
 fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
+    if runs.iter().any(|run| run.case.name == "api-curl") {
+        CURL.require()?;
+    }
     step(
         &format!("preparing the images of {}", names.join(", ")),
         || {

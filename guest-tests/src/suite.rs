@@ -28,6 +28,12 @@ pub struct Failure(pub String);
 /// How a case ends.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self(error.to_string())

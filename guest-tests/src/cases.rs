@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest tests, one file per topic.
 
+mod api;
 mod boot;
 mod console;
 mod lifecycle;
 mod memory;
+mod services;
 mod terminal;
 mod usage;
 mod vmbus;
@@ -23,6 +25,11 @@ pub fn all() -> Vec<Case> {
         vmbus::CASES,
         vmbus::channel::CASES,
         vmbus::restart::CASES,
+        services::CASES,
+        services::shutdown::CASES,
+        services::time::CASES,
+        services::toggle::CASES,
+        api::CASES,
     ]
     .concat()
 }

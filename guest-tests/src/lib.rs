@@ -26,6 +26,7 @@ pub mod image;
 pub mod kernels;
 pub mod modules;
 pub mod nest;
+pub mod openapi;
 pub mod paths;
 pub mod place;
 pub mod progress;

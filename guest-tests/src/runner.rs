@@ -21,6 +21,7 @@ use crate::image::Image;
 use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::step;
+use crate::tools::CURL;
 use crate::{build, kernels, paths};
 use plan::Run;
 pub use plan::Wish;
@@ -65,6 +66,9 @@ pub fn test(wish: &Wish) -> Result<bool> {
 
 fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
+    if runs.iter().any(|run| run.case.name == "api-curl") {
+        CURL.require()?;
+    }
     step(
         &format!("preparing the images of {}", names.join(", ")),
         || {
@@ -76,7 +80,7 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     )?;
     let (vmm, suite) = step("building vmm and the guest tests", || {
         Ok((
-            build::program("vmm", "vmm")?,
+            build::program("vmm", "vmmctl").and_then(|_| build::program("vmm", "vmm"))?,
             build::program("guest-tests", "guest-suite")?,
         ))
     })?;

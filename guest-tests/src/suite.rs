@@ -5,15 +5,19 @@
 //!  Case::run(&Context) ─► Setup::launch ─► Vm ── serial console ── agent
 //!                                           ├── exit code, standard error
 //!                                           └── event log
+//!                           Control ── vmmctl, API
 //! ```
 
+pub mod clock;
 pub mod console;
+pub mod control;
 pub mod vm;
 
 use std::path::PathBuf;
 
 use crate::error::HarnessError;
 use crate::kernels::Kernel;
+pub use control::Control;
 pub use vm::{Setup, Shell, Vm};
 
 /// Why a case failed: a sentence with what was expected and what was found.
@@ -23,6 +27,12 @@ pub struct Failure(pub String);
 
 /// How a case ends.
 pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {

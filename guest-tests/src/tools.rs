@@ -49,6 +49,13 @@ pub const LZ4: Tool = Tool {
     why: "to unpack a kernel",
 };
 
+/// Asks the control API, as the documentation has it.
+pub const CURL: Tool = Tool {
+    name: "curl",
+    package: "curl",
+    why: "to try the documentation's examples",
+};
+
 /// Compiles libFuzzer.
 pub const CXX: Tool = Tool {
     name: "c++",

@@ -2,15 +2,18 @@
 //! Heartbeat: is the guest alive? (protocol 6.4)
 //!
 //! ```text
-//!              beat answered          3 beats missed
-//!  no-contact ──────────────► ok ◄─────────────────► lost
-//!      ▲                          beat answered
-//!      └── channel closed, from anywhere;  paused: while the VM is
+//!              beat answered       3 beats missed, or channel closed
+//!  no-contact ──────────────► ok ◄───────────────────────────────────► lost
+//!                                          beat answered
+//!  paused: while the VM is
 //! ```
 //!
 //! Every 2 seconds the host sends a number, and the guest sends the next one
 //! back. While a beat is not answered no other is sent: each 2 seconds it counts
 //! as missed once more. However late its answer comes, the guest is alive then.
+//!
+//! A guest that closes the channel does not answer any more: a kernel that panics
+//! leaves the bus before it stops.
 //!
 //! A clock that jumps, as when the host itself was stopped, is one missed beat
 //! and no more: the guest was given no chance to answer the others.
@@ -55,7 +58,7 @@ pub type Heartbeat = Ic<HeartbeatProtocol>;
 pub enum Health {
     /// It answers.
     Ok,
-    /// It has never answered since its driver is there.
+    /// It has never answered.
     NoContact,
     /// It answered, and does not any more.
     Lost,
@@ -127,7 +130,9 @@ pub struct HeartbeatProtocol {
     due: bool,
     /// A beat is sent and not answered.
     in_flight: bool,
-    /// When the last answer came.
+    /// It has answered since the service is there, whoever had the channel open.
+    seen: bool,
+    /// When the last answer came, since the channel is open.
     last: Option<Duration>,
     missed: u32,
     application_state: ApplicationState,
@@ -171,6 +176,7 @@ impl HeartbeatProtocol {
     fn health(&self) -> Health {
         match self.last {
             _ if self.paused => Health::Paused,
+            None if self.seen => Health::Lost,
             None => Health::NoContact,
             Some(_) if self.missed >= MISSED_UNTIL_LOST => Health::Lost,
             Some(_) => Health::Ok,
@@ -191,6 +197,7 @@ impl Protocol for HeartbeatProtocol {
             sequence: self.sequence,
             next: now.saturating_add(INTERVAL),
             due: true,
+            seen: self.seen,
             paused: self.paused,
             ..Self::default()
         };
@@ -199,6 +206,7 @@ impl Protocol for HeartbeatProtocol {
     fn disconnected(&mut self, _: Duration) {
         *self = Self {
             sequence: self.sequence,
+            seen: self.seen,
             paused: self.paused,
             ..Self::default()
         };
@@ -250,6 +258,7 @@ impl Protocol for HeartbeatProtocol {
             self.miss();
             return Err(BadAnswer);
         };
+        self.seen = true;
         self.last = Some(now);
         self.missed = 0;
         self.application_state = ApplicationState(beat.application_state.get());

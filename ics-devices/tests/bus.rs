@@ -316,7 +316,7 @@ fn reloading_the_drivers_fifty_times_starts_over_each_time() {
             assert!(!linux.guest.host().is_open(relid));
             linux.probe(driver.service, relid);
         }
-        assert_eq!(linux.heartbeat().health(), Health::NoContact);
+        assert_eq!(linux.heartbeat().health(), Health::Lost);
         linux.run();
         assert_eq!(linux.states(), READY);
         assert_eq!(linux.heartbeat().health(), Health::Ok);

@@ -26,7 +26,7 @@ use vmbus::wire::{ProtocolVersion, Relid};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::types::{BusStatus, VmStatus, answer};
+use crate::api::types::{BusStatus, VmState, VmStatus, answer};
 use crate::api::{Call, Reply};
 use crate::cli::TestDevice;
 use crate::cpu::vcpu::EventSender;
@@ -263,6 +263,9 @@ impl Loop {
                     status.health = self.services.health(&self.host).name().into();
                     status.services = self.services.list(&self.host, now);
                     status.vmbus = self.status();
+                    if self.services.is_stopping() && status.state == VmState::Running {
+                        status.state = VmState::Stopping;
+                    }
                     reply.send(answer(&*status));
                 }
                 BusCall::Paused(paused) => {
@@ -338,6 +341,7 @@ impl Loop {
                 }
                 Action::SessionStarted { version } => {
                     log::info!("VMBus: connected, version {version}");
+                    self.services.session_started();
                 }
                 Action::SessionEnded => log::info!("VMBus: disconnected"),
             }

@@ -46,6 +46,8 @@ pub struct Services {
     /// Offered, or rescinded and not yet released.
     relids: BTreeMap<Service, Relid>,
     paused: bool,
+    /// The guest has accepted to shut down.
+    stopping: bool,
     shutdowns: HashMap<Ticket, (PowerAction, Reply)>,
     syncs: HashMap<Ticket, Reply>,
     /// What was told by events last.
@@ -64,6 +66,7 @@ impl Services {
             events,
             relids: BTreeMap::new(),
             paused: false,
+            stopping: false,
             shutdowns: HashMap::new(),
             syncs: HashMap::new(),
             told: BTreeMap::new(),
@@ -267,6 +270,7 @@ impl Services {
                     PowerAction::Hibernate => "hibernate",
                     _ => "shutdown",
                 };
+                self.stopping = true;
                 self.events.write(&Event::ShutdownAccepted { action });
                 reply.send(Ok(json!({"accepted": true})));
             }
@@ -303,6 +307,16 @@ impl Services {
                 health: health.name(),
             });
         }
+    }
+
+    /// Whether the guest has accepted to shut down, and is the one that did.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// A kernel has connected; another one may have accepted to shut down.
+    pub fn session_started(&mut self) {
+        self.stopping = false;
     }
 
     /// What the heartbeat tells of the guest.

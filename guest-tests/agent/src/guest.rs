@@ -6,7 +6,9 @@
 //! * `agent.poweroff`: print what the machine is, then power off.
 //! * `agent.modules=a,b`: load these (with what they need) before serving.
 //! * `agent.tty=NAME`: the console to serve on, `ttyS0` unless said.
+//! * `agent.ignore-shutdown`: see [`crate::power`].
 
+mod clock;
 mod facts;
 
 use std::fs::{File, OpenOptions};
@@ -87,6 +89,7 @@ impl Console {
                 Some(Ok(line)) => match line.word.as_str() {
                     "sh" => self.shell(line.id, &line.data)?,
                     "echo" => self.echo(line.id, &line.data)?,
+                    "clock" => self.clock(line.id, &line.data)?,
                     _ => self.answer(line.id, "bad", b"unknown request")?,
                 },
                 Some(Err(error)) => self.answer(0, "bad", error.to_string().as_bytes())?,

@@ -4,6 +4,7 @@
 //! ```text
 //! test  → agent:  @Q ID sh BASE64 CRC        run this with busybox' shell
 //!                 @Q ID echo BASE64 CRC      send the next N raw bytes back (N in the text)
+//!                 @Q ID clock BASE64 CRC     likewise, reading a clock at each (N and a PTP device)
 //! agent → test:   @A ID out BASE64 CRC       a piece of standard output (`err`: of standard error)
 //!                 @A ID exit BASE64 CRC      its status, in decimal
 //!                 @A 0 hello BASE64 CRC      the agent is up; facts about the guest

@@ -84,10 +84,10 @@ pub fn set_console_loglevel(level: u8) {
 }
 
 /// Ends the machine. Doesn't return where that works.
-pub fn power_off() -> ExitCode {
+pub fn end(command: RebootCommand) -> ExitCode {
     rustix::fs::sync();
-    if let Err(error) = reboot(RebootCommand::PowerOff) {
-        eprintln!("agent: power off: {error}");
+    if let Err(error) = reboot(command) {
+        eprintln!("agent: ending the machine: {error}");
     }
     std::thread::sleep(Duration::from_secs(5));
     ExitCode::FAILURE

@@ -2,7 +2,7 @@
 //! `/init` of our test machines: the nest (L1) and the guests in it (L2).
 //!
 //! PID 1 prepares the machine, starts itself once more as the server of its
-//! role, reaps orphans, and powers off when the server ends. The kernel's
+//! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
 //! command line decides: `agent.role=nest`, else a guest. Called as a program
 //! it does what tests need in a guest: `/init uio-…` and `/init kexec …`.
 #![deny(unsafe_code)]
@@ -14,6 +14,7 @@ mod guest;
 mod kexec;
 mod machine;
 mod nest;
+mod power;
 mod process;
 #[allow(unsafe_code)] // Each block says why it is sound.
 mod raw;
@@ -49,11 +50,12 @@ fn init() -> ExitCode {
         "--serve-nest"
     } else {
         guest::prepare();
+        power::obey();
         "--serve-guest"
     };
     match Command::new(SELF).arg(server).spawn() {
         Ok(server) => process::reap_until(server.id()),
         Err(error) => eprintln!("agent: cannot start {SELF} {server}: {error}"),
     }
-    machine::power_off()
+    power::server_ended()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The agent's only unsafe code: memory shared with the host, and two system
+//! The agent's only unsafe code: memory shared with the host, and three system
 //! calls that rustix does not have.
 
 use std::ffi::CString;
@@ -99,4 +99,10 @@ pub fn become_real_time() -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Sends all processes but this one and PID 1 a signal.
+pub fn signal_all(signal: i32) {
+    // SAFETY: no memory is involved. That there is nobody to send it to is fine.
+    let _ = unsafe { libc::kill(-1, signal) };
 }

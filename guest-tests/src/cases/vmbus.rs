@@ -161,7 +161,7 @@ fn check_echo(vm: &mut Vm) -> Outcome {
 }
 
 /// What the kernel has said so far is not of interest, unless it is connected.
-fn clear_log(vm: &mut Vm) -> Outcome {
+pub(super) fn clear_log(vm: &mut Vm) -> Outcome {
     vm.sh_ok("[ -e /sys/bus/vmbus ] || dmesg -c > /dev/null")
         .map(drop)
 }
@@ -172,7 +172,7 @@ const NO_SCREEN: &str = "Unexpected framebuffer mmio base of zero";
 
 /// Nothing of level "warning" or worse may have been said since, but for lines
 /// with these texts.
-fn check_log(vm: &mut Vm, harmless: &[&str]) -> Outcome {
+pub(super) fn check_log(vm: &mut Vm, harmless: &[&str]) -> Outcome {
     let bad = vm.sh("dmesg -r | grep -E '^<([0-4]|[0-9]*(8|9|0|1|2))>'")?;
     // With all of a boot in the log, what is not ours is for the boot's test.
     let all = !is_built_in(vm)?;
@@ -192,7 +192,7 @@ fn check_log(vm: &mut Vm, harmless: &[&str]) -> Outcome {
 }
 
 /// A command in the guest that takes longer than most, and must succeed.
-fn sh_long(vm: &mut Vm, script: &str, limit: Duration) -> Outcome<String> {
+pub(super) fn sh_long(vm: &mut Vm, script: &str, limit: Duration) -> Outcome<String> {
     let id = vm.ask("sh", script.as_bytes())?;
     let deadline = Instant::now() + limit;
     let mut shell = Shell::default();
@@ -217,11 +217,11 @@ fn sh_long(vm: &mut Vm, script: &str, limit: Duration) -> Outcome<String> {
 }
 
 /// How many files `vmm` has open.
-fn open_files(vm: &Vm) -> Outcome<usize> {
+pub(super) fn open_files(vm: &Vm) -> Outcome<usize> {
     Ok(fs::read_dir(format!("/proc/{}/fd", vm.pid()))?.count())
 }
 
 /// Shown by the runner although the case passed.
-fn note(text: &str) {
+pub(super) fn note(text: &str) {
     println!("{NOTE}{text}");
 }

@@ -222,16 +222,24 @@ fn a_host_that_was_stopped_counts_one_missed_beat() {
 }
 
 #[test]
-fn a_closed_channel_is_no_contact_and_reopening_starts_over() {
+fn a_channel_that_is_closed_before_the_first_beat_was_answered_is_no_contact() {
+    let mut script = ready();
+    script.advance(secs(2));
+    script.close();
+    assert_eq!(script.health(), Health::NoContact);
+}
+
+#[test]
+fn a_guest_that_closes_the_channel_is_lost_until_it_answers_again() {
     let mut script = ready();
     script.beat();
     script.advance(secs(2));
     script.close();
-    assert_eq!(script.health(), Health::NoContact);
+    assert_eq!(script.health(), Health::Lost);
     script.advance(secs(10));
     script.open();
     script.negotiate((1, 0));
-    assert_eq!(script.health(), Health::NoContact);
+    assert_eq!(script.health(), Health::Lost);
     script.beat();
     assert_eq!(script.health(), Health::Ok);
     assert_eq!(script.device.missed(), 0);

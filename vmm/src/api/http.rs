@@ -145,17 +145,26 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub const STREAM: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n";
 
-/// A whole answer.
+/// A whole answer of one JSON value.
 pub fn response(status: u16, json: &[u8], keep_alive: bool) -> Vec<u8> {
+    whole(status, "application/json", json, keep_alive)
+}
+
+/// A whole answer of one JSON value a line.
+pub fn lines(json: &[u8], keep_alive: bool) -> Vec<u8> {
+    whole(200, "application/x-ndjson", json, keep_alive)
+}
+
+fn whole(status: u16, kind: &str, body: &[u8], keep_alive: bool) -> Vec<u8> {
     let connection = if keep_alive { "keep-alive" } else { "close" };
     let mut bytes = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
          Connection: {connection}\r\n\r\n",
         reason(status),
-        json.len(),
+        body.len(),
     )
     .into_bytes();
-    bytes.extend_from_slice(json);
+    bytes.extend_from_slice(body);
     bytes
 }
 

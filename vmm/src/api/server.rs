@@ -332,7 +332,7 @@ impl Server {
             Ok(Route::Events { follow: false }) => {
                 let keep_alive = request.keep_alive;
                 let lines = self.events.backlog();
-                client.finish_answer(http::response(200, &lines, keep_alive), keep_alive)
+                client.finish_answer(http::lines(&lines, keep_alive), keep_alive)
             }
             Err(error) => client.answer(Err(error), request.keep_alive),
         }

@@ -147,6 +147,37 @@ fn a_hundred_megabytes_are_refused_and_not_kept() {
 }
 
 #[test]
+fn garbage_is_answered_once_and_then_hung_up_on() {
+    let fixture = fixture("garbage");
+    for garbage in [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n".as_slice(),
+        b"GET /v1/vm\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+    ] {
+        let mut stream = fixture.connect();
+        stream.write_all(garbage).unwrap();
+        let mut reader = BufReader::new(stream);
+        assert_eq!(answer_of(&mut reader).0, 400);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+    assert_eq!(fixture.ask(STATUS).0, 200);
+}
+
+#[test]
+fn there_are_no_more_clients_than_places() {
+    let fixture = fixture("bounded");
+    let mut all: Vec<_> = (0..MAX_CLIENTS * 3).map(|_| fixture.connect()).collect();
+    assert_eq!(fixture.ask(STATUS).0, 200);
+    let mut open = 0;
+    for stream in &mut all {
+        stream.set_nonblocking(true).unwrap();
+        let left = stream.read(&mut [0]);
+        open += usize::from(left.is_err_and(|error| is_later(&error)));
+    }
+    assert!(open < MAX_CLIENTS, "{open} connections are open");
+}
+
+#[test]
 fn clients_that_vanish_leave_nothing_behind() {
     let fixture = fixture("vanish");
     for _ in 0..300 {

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `docs/openapi.json` against the router, the server and the types behind it.
+//! The same description is held against a running guest's answers by the case
+//! `api-description` of the guest tests.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "../../guest-tests/src/openapi.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod openapi;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::unbounded;
+use openapi::{Description, Operation};
+use serde_json::{Value, json};
+use vmm::api::http::Request;
+use vmm::api::routes::route;
+use vmm::api::server::ApiServer;
+use vmm::api::types::{
+    Answer, ApiError, BusStatus, PowerAction, ServiceEntry, TimeStatus, VmState, VmStatus, answer,
+};
+use vmm::api::{Call, CallSender, Op};
+use vmm::events::{CrashCause, Event, EventHub};
+use vmm::hyperv::{CrashReport, SynicMode};
+use vmm_sys_util::eventfd::EventFd;
+
+fn description() -> Description {
+    Description::parse(include_str!("../../docs/openapi.json")).unwrap()
+}
+
+/// The examples of an operation: target and body.
+fn examples(operation: &Operation) -> Vec<(String, Value)> {
+    let about = &operation.about;
+    let mut target = operation.path.clone();
+    for parameter in about["parameters"].as_array().into_iter().flatten() {
+        let name = parameter["name"].as_str().unwrap();
+        let example = parameter["example"].as_str().unwrap();
+        if parameter["in"] == "path" {
+            target = target.replace(&format!("{{{name}}}"), example);
+        } else {
+            target = format!("{target}?{name}={example}");
+        }
+    }
+    let bodies = &about["requestBody"]["content"]["application/json"]["examples"];
+    match bodies.as_object() {
+        None => vec![(target, Value::Null)],
+        Some(all) => {
+            let values = all.values().map(|example| example["value"].clone());
+            values.map(|body| (target.clone(), body)).collect()
+        }
+    }
+}
+
+fn ask_router(method: &str, target: &str, body: &Value) -> Result<(), u16> {
+    let request = Request {
+        method: method.into(),
+        target: target.into(),
+        body: body.to_string().into_bytes(),
+        keep_alive: false,
+    };
+    route(&request).map(drop).map_err(|error| error.status)
+}
+
+#[test]
+fn every_described_operation_exists_and_takes_its_examples() {
+    let description = description();
+    for operation in description.operations() {
+        for (target, body) in examples(&operation) {
+            let name = format!("{} {target} {body}", operation.method);
+            description.check_body(&operation, &body).expect(&name);
+            ask_router(&operation.method, &target, &body).expect(&name);
+        }
+    }
+}
+
+#[test]
+fn nothing_else_exists_at_described_paths() {
+    let all = description().operations();
+    for operation in &all {
+        let (target, _) = examples(operation).remove(0);
+        for method in ["GET", "PUT", "POST", "PATCH", "DELETE"] {
+            let described = all
+                .iter()
+                .any(|other| other.path == operation.path && other.method == method);
+            if !described {
+                let result = ask_router(method, &target, &Value::Null);
+                assert_eq!(result, Err(405), "{method} {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_description_forbids_the_router_refuses() {
+    let description = description();
+    let power = |body: Value| {
+        let mut all = description.operations().into_iter();
+        let operation = all.find(|one| one.path == "/v1/vm/power").unwrap();
+        let described = description.check_body(&operation, &body).is_ok();
+        let taken = ask_router("PUT", "/v1/vm/power", &body).is_ok();
+        assert_eq!(described, taken, "{body}");
+        taken
+    };
+    assert!(power(json!({"action": "nmi", "force": true})));
+    for body in [
+        json!({}),
+        json!({"action": "explode"}),
+        json!({"action": "kill", "more": 1}),
+        json!({"action": "shutdown", "timeout_ms": -1}),
+        json!({"action": "shutdown", "timeout_ms": "1"}),
+        json!({"action": "shutdown", "force": 1}),
+    ] {
+        assert!(!power(body));
+    }
+}
+
+#[test]
+fn answers_are_as_described() {
+    let server = Server::start("answers");
+    let description = description();
+    for operation in description.operations() {
+        if operation.path == "/v1/events" {
+            continue; // Lines, see below.
+        }
+        for (target, body) in examples(&operation) {
+            let (status, answer) = server.ask(&operation.method, &target, &body);
+            assert_eq!(status, 200, "{target}: {answer}");
+            let checked = description.check_answer(&operation.method, &target, status, &answer);
+            checked.unwrap();
+        }
+    }
+    for (method, target, body, status) in [
+        ("PUT", "/v1/vm/power", json!({"action": "hibernate"}), 502),
+        ("PUT", "/v1/vm/power", json!({"action": "explode"}), 400),
+        ("PATCH", "/v1/services/vsock", json!({"enabled": true}), 501),
+        ("PATCH", "/v1/services/lunch", json!({"enabled": true}), 404),
+        ("PATCH", "/v1/services/heartbeat", json!({}), 400),
+    ] {
+        let (found, answer) = server.ask(method, target, &body);
+        assert_eq!(found, status, "{method} {target}: {answer}");
+        let checked = description.check_answer(method, target, status, &answer);
+        checked.unwrap();
+    }
+}
+
+#[test]
+fn events_are_as_described() {
+    let server = Server::start("events");
+    let crash = |message| Event::Crashed {
+        cause: CrashCause::Reported,
+        report: Some(CrashReport {
+            parameters: [1; 5],
+            message,
+        }),
+        registers: None,
+    };
+    let all = [
+        Event::PoweredOff,
+        Event::Reset,
+        crash(None),
+        crash(Some("panic".into())),
+        Event::Paused,
+        Event::Resumed,
+        Event::Service {
+            name: "heartbeat",
+            state: "ready",
+            detail: String::new(),
+        },
+        Event::Health { health: "lost" },
+        Event::ShutdownAccepted { action: "reboot" },
+        Event::TimedOut,
+        Event::Interrupted { by: "it".into() },
+        Event::HostFailed {
+            message: "it".into(),
+        },
+        Event::Exit { code: 30 },
+    ];
+    for event in &all {
+        server.hub.write(event);
+    }
+    let lines = server.raw("GET", "/v1/events?follow=false", "");
+    let (head, lines) = lines.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("application/x-ndjson"), "{head}");
+    // And the one that tells of the start.
+    assert_eq!(lines.lines().count(), all.len() + 1);
+    for line in lines.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        description().check_named("Event", &event).unwrap();
+    }
+}
+
+#[test]
+fn the_check_finds_what_is_wrong() {
+    let description = description();
+    let mut status = serde_json::to_value(status()).unwrap();
+    let check = |status: &Value| description.check_answer("GET", "/v1/vm", 200, status);
+    assert_eq!(check(&status), Ok(()));
+    let elsewhere = description.check_answer("GET", "/v1/nothing", 200, &status);
+    assert!(elsewhere.is_err());
+    assert!(
+        description
+            .check_answer("GET", "/v1/vm", 418, &status)
+            .is_err()
+    );
+    for (field, wrong) in [
+        ("state", json!("asleep")),
+        ("uptime_ms", json!(-1)),
+        ("vcpus", json!("2")),
+        ("services", json!([{"name": "x"}])),
+    ] {
+        let before = status[field].take();
+        status[field] = wrong;
+        assert!(check(&status).is_err(), "{field}");
+        status[field] = before;
+    }
+    status["surprise"] = json!(1);
+    assert!(check(&status).is_err());
+    status.as_object_mut().unwrap().remove("surprise");
+    status.as_object_mut().unwrap().remove("health");
+    assert!(check(&status).is_err());
+}
+
+fn status() -> VmStatus {
+    VmStatus {
+        name: "t1".into(),
+        pid: 1,
+        state: VmState::Stopping,
+        uptime_ms: 0,
+        resets: 0,
+        vcpus: 1,
+        memory_mib: 1,
+        synic: "user".into(),
+        health: "lost".into(),
+        vmbus: BusStatus {
+            version: Some("5.3".into()),
+            guest_os: Some("Linux".into()),
+            channels_open: 3,
+            violations: 0,
+        },
+        services: vec![service("ready"), service("disabled")],
+    }
+}
+
+fn service(state: &str) -> ServiceEntry {
+    let version = (state == "ready").then(|| "3.0".to_owned());
+    ServiceEntry {
+        name: "heartbeat".into(),
+        enabled: version.is_some(),
+        state: state.into(),
+        framework: version.clone(),
+        version,
+        detail: String::new(),
+    }
+}
+
+/// What a machine would answer.
+fn perform(op: &Op) -> Answer {
+    match op {
+        Op::Status => answer(&status()),
+        Op::Services => answer(&status().services),
+        Op::SetService(name, _) => {
+            vmm::services::find(name)?;
+            answer(&service("offered"))
+        }
+        Op::Time => answer(&TimeStatus {
+            guest_offset_us: None,
+            syncs: 1,
+            samples: 2,
+            last_message_ms: Some(3),
+        }),
+        Op::TimeSync => Ok(json!({"synced": true})),
+        Op::Power(body) => match body.action {
+            PowerAction::Hibernate => {
+                let mut error = ApiError::new(502, "guest-error", "guest", "no");
+                error.hresult = Some(0x8000_4005);
+                Err(error)
+            }
+            PowerAction::Shutdown | PowerAction::Reboot => Ok(json!({"accepted": true})),
+            _ => Ok(json!({"done": true})),
+        },
+    }
+}
+
+struct Server {
+    socket: PathBuf,
+    hub: EventHub,
+    _api: ApiServer,
+}
+
+impl Server {
+    fn start(name: &str) -> Self {
+        let name = format!("vmm-openapi-{name}-{}", std::process::id());
+        let socket = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (queue, calls) = unbounded::<Call>();
+        let bell = Arc::new(EventFd::new(0).unwrap());
+        let hub = EventHub::none();
+        let server = ApiServer::start(listener, CallSender { queue, bell }, &hub).unwrap();
+        hub.write(&Event::Running {
+            vcpus: 1,
+            memory_mib: 1,
+            synic: SynicMode::User,
+            resets: 0,
+        });
+        thread::spawn(move || {
+            for call in calls {
+                call.reply.send(perform(&call.op));
+            }
+        });
+        Self {
+            socket,
+            hub,
+            _api: server,
+        }
+    }
+
+    fn raw(&self, method: &str, target: &str, body: &str) -> String {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        let length = body.len();
+        let head = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\n");
+        let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn ask(&self, method: &str, target: &str, body: &Value) -> (u16, Value) {
+        let answer = self.raw(method, target, &body.to_string());
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}

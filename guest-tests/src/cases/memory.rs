@@ -21,9 +21,11 @@ pub(super) const CASES: &[Case] = &[
 fn above_gap(context: &Context) -> Outcome {
     let mut vm = context.setup().memory("3584M").boot()?;
     let map = vm.sh_ok("dmesg | grep BIOS-e820")?;
+    // 7.x calls it "System RAM".
+    let is_ram = |line: &str| line.contains("usable") || line.contains("System RAM");
     ensure!(
         map.lines()
-            .any(|line| line.contains("[mem 0x0000000100000000-") && line.contains("usable")),
+            .any(|line| line.contains("[mem 0x0000000100000000-") && is_ram(line)),
         "no memory at 4 GiB in the map:\n{map}"
     );
     let total: u64 = vm

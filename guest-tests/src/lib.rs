@@ -30,6 +30,7 @@ pub mod openapi;
 pub mod paths;
 pub mod place;
 pub mod progress;
+pub mod rootfs;
 pub mod runner;
 pub mod suite;
 pub mod terminal;

@@ -81,7 +81,7 @@ enum Cmd {
     },
     /// Builds a guest's kernel and initial RAM disk and prints their paths.
     Image {
-        /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie or sid
+        /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie, sid or trixie-systemd
         name: String,
         /// Print one JSON object
         #[arg(long)]

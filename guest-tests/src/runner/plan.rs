@@ -43,7 +43,7 @@ impl fmt::Display for Run {
 
 /// Cases that the short default leaves out, for the time that they take in the
 /// nest: a kernel's name or the case's runs them.
-const IN_FULL: [&str; 9] = [
+const IN_FULL: [&str; 16] = [
     "boot-64-cpus",
     "console-output",
     "vmbus-version",
@@ -53,6 +53,13 @@ const IN_FULL: [&str; 9] = [
     "vmbus-hotplug",
     "vmbus-kexec",
     "vmbus-panic",
+    "services-lost-halt",
+    "services-stopped-host",
+    "services-reload",
+    "time-ptp",
+    "api-description",
+    "systemd-shutdown",
+    "systemd-chrony",
 ];
 
 /// All runs that the wish comes to.

@@ -21,6 +21,7 @@ pub mod demo;
 pub mod elf;
 pub mod error;
 pub mod exec;
+pub mod forward;
 pub mod fuzz;
 pub mod image;
 pub mod kernels;

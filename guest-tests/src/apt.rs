@@ -139,6 +139,15 @@ impl Release {
     }
 }
 
+/// Where a release comes from, and the keyring that knows its signature, for
+/// programs that fetch packages themselves.
+pub fn source_of(release: &str) -> Result<(String, PathBuf)> {
+    let _lock = paths::Lock::take(&format!("apt-{release}"))?;
+    // Fetches a newer keyring if it takes one.
+    Release::open(release)?.refresh()?;
+    Ok((Mirrors::of_this_machine()?.main()?, keyring()?))
+}
+
 /// The newest keyring at hand: ours if one had to be fetched, else the machine's.
 fn keyring() -> Result<PathBuf> {
     let fetched = paths::cache("keyring")?.join(KEYRING);

@@ -7,6 +7,7 @@ mod console;
 mod lifecycle;
 mod memory;
 mod services;
+mod systemd;
 mod terminal;
 mod usage;
 mod vmbus;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         services::time::CASES,
         services::toggle::CASES,
         api::CASES,
+        systemd::CASES,
     ]
     .concat()
 }

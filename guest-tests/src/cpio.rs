@@ -18,6 +18,7 @@ const CHAR: u32 = 0o020_000;
 pub struct Archive {
     bytes: Vec<u8>,
     inodes: u32,
+    owner: (u32, u32),
     made: BTreeSet<String>,
 }
 
@@ -32,6 +33,19 @@ impl Archive {
             self.directory(parent);
         }
         self.entry(path, DIR | 0o755, (0, 0), &[]);
+    }
+
+    /// Adds a directory with this mode, after those it is in.
+    pub fn directory_of(&mut self, path: &str, mode: u32) {
+        self.parent(path);
+        if self.made.insert(path.trim_matches('/').to_owned()) {
+            self.entry(path, DIR | mode, (0, 0), &[]);
+        }
+    }
+
+    /// Whose everything is that is added from now on; root's unless said.
+    pub fn owner(&mut self, user: u32, group: u32) {
+        self.owner = (user, group);
     }
 
     /// Adds a file.
@@ -55,6 +69,7 @@ impl Archive {
     /// The whole archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.inodes = 0;
+        self.owner = (0, 0);
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }
@@ -75,8 +90,8 @@ impl Archive {
         for number in [
             self.inodes,
             mode,
-            0,
-            0,
+            self.owner.0,
+            self.owner.1,
             links,
             0,
             size,
@@ -141,6 +156,18 @@ mod tests {
         let bytes = archive.finish();
         assert_eq!(&bytes[14..22], b"00002180");
         assert_eq!(&bytes[78..94], b"0000000500000001");
+    }
+
+    #[test]
+    fn owners_and_modes_are_kept() {
+        let mut archive = Archive::default();
+        archive.owner(1, 0x2a);
+        archive.directory_of("tmp", 0o1777);
+        archive.directory_of("tmp", 0o755);
+        let bytes = archive.finish();
+        let text = String::from_utf8_lossy(&bytes);
+        assert_eq!(&text[14..38], "000043ff000000010000002a");
+        assert_eq!(text.matches("tmp\0").count(), 1);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 
 use crate::error::{Context, Result, failed};
+use crate::forward::Forward;
 use crate::nest::{Event, Nest, Options, Session};
 use crate::paths;
 use crate::place::{self, Place};
@@ -32,6 +33,8 @@ pub struct Exec {
     pub timeout: Option<Duration>,
     /// In the nest, and there in deterministic time.
     pub icount: bool,
+    /// A socket to lead into the nest meanwhile.
+    pub forward: Option<Forward>,
 }
 
 /// Runs the command and gives its status.
@@ -111,7 +114,15 @@ fn in_nest(exec: &Exec, why: &str) -> Result<u8> {
     };
     let mut session = nest.spawn(&spec)?;
     session.feed(stdin());
-    let result = relay(exec, &mut session, &signals);
+    let stop = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        if let Some(forward) = &exec.forward {
+            scope.spawn(|| forward.serve(&nest, &stop));
+        }
+        let result = relay(exec, &mut session, &signals);
+        stop.store(true, Ordering::Relaxed);
+        result
+    });
     drop(raw);
     if let Some(status) = result? {
         nest.stop();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Initial RAM disks: the agent as `/init`, busybox, and modules.
+//! Initial RAM disks: the agent as `/init`, busybox, and modules; or a whole
+//! distribution, see [`crate::rootfs`].
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,9 +12,10 @@ use crate::build;
 use crate::cpio::Archive;
 use crate::error::{Context, Result, output_of};
 use crate::kernels::Kernel;
-use crate::modules::{Modules, modules_dep};
+use crate::modules::{Module, Modules, modules_dep};
 use crate::paths::{self, Lock};
 use crate::progress::whisper;
+use crate::rootfs;
 
 const LAYER: &str = "image";
 
@@ -38,6 +40,12 @@ const GUEST_MODULES: &[&str] = &[
     "crc32c_intel",
     "crc32c_generic",
 ];
+
+/// Modules beside a distribution's files.
+const SYSTEMD_MODULES: &[&str] = &["drivers/hv/", "drivers/ptp/", "hv_sock", "ext4", "loop"];
+
+/// The image with systemd in it.
+pub const SYSTEMD: &str = "trixie-systemd";
 
 /// Modules of the nest's image, in the order they are loaded in.
 const NEST_MODULES: &[&str] = &[
@@ -67,7 +75,15 @@ pub struct Image {
 impl Image {
     /// The image of a guest, built if it isn't in the cache.
     pub fn guest(name: &str) -> Result<Self> {
+        if name == SYSTEMD {
+            return Self::build("systemd", Kernel::get(rootfs::RELEASE)?, SYSTEMD_MODULES);
+        }
         Self::build("guest", Kernel::get(name)?, GUEST_MODULES)
+    }
+
+    /// Where [`Image::guest`] puts the one with systemd.
+    pub fn systemd_path() -> Result<PathBuf> {
+        Ok(paths::cache("images")?.join(format!("systemd-{}.cpio", rootfs::RELEASE)))
     }
 
     /// Where [`Image::guest`] puts the initial RAM disk.
@@ -91,7 +107,13 @@ impl Image {
         if known != key || !initramfs.exists() {
             whisper(format_args!("building the {role} image of {}", kernel.name));
             let _ = fs::remove_file(&key_file);
-            let bytes = compose(&kernel, modules, &agent, &busybox)?;
+            let bytes = match role {
+                "systemd" => {
+                    let modules = needed(&kernel, modules)?;
+                    rootfs::compose(&kernel.release, &modules, &agent, &busybox)?
+                }
+                _ => compose(&kernel, modules, &agent, &busybox)?,
+            };
             // A machine that reads the old one keeps it.
             let fresh = initramfs.with_extension("unfinished");
             fs::write(&fresh, bytes).context(LAYER, fresh.display())?;
@@ -135,15 +157,7 @@ fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Re
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", 0o644, b"root:x:0:\n");
 
-    let all = Modules::scan(&kernel.modules())?;
-    let mut names = Vec::new();
-    for name in wanted {
-        match name.strip_suffix('/') {
-            Some(dir) => names.extend(all.in_directory(dir)),
-            None => names.push((*name).to_owned()),
-        }
-    }
-    let modules = all.closure(&names)?;
+    let modules = needed(kernel, wanted)?;
     let root = format!("lib/modules/{}", kernel.release);
     archive.directory(&root);
     for module in &modules {
@@ -161,6 +175,19 @@ fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Re
     }
     archive.file("modules.load", 0o644, order.as_bytes());
     Ok(archive.finish())
+}
+
+/// The modules of these names and directories, with what they need.
+fn needed(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<Module>> {
+    let all = Modules::scan(&kernel.modules())?;
+    let mut names = Vec::new();
+    for name in wanted {
+        match name.strip_suffix('/') {
+            Some(dir) => names.extend(all.in_directory(dir)),
+            None => names.push((*name).to_owned()),
+        }
+    }
+    all.closure(&names)
 }
 
 /// Where busybox wants its links: `bin/ls`, `sbin/modprobe`, …

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::image::Image;
+use crate::image::{Image, SYSTEMD};
 use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::step;
@@ -74,6 +74,10 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
         || {
             for name in &names {
                 Image::guest(name)?.kernel.vmlinux()?;
+            }
+            let on_systemd = |run: &Run| run.case.name.starts_with("systemd-");
+            if runs.iter().any(on_systemd) {
+                Image::guest(SYSTEMD)?;
             }
             Ok(())
         },

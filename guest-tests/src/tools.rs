@@ -49,6 +49,13 @@ pub const LZ4: Tool = Tool {
     why: "to unpack a kernel",
 };
 
+/// Installs the distribution into a directory.
+pub const DEBOOTSTRAP: Tool = Tool {
+    name: "debootstrap",
+    package: "debootstrap",
+    why: "to make a guest with the distribution's own init",
+};
+
 /// Asks the control API, as the documentation has it.
 pub const CURL: Tool = Tool {
     name: "curl",

@@ -76,6 +76,12 @@ impl Mirrors {
         }
     }
 
+    /// The mirror of the releases themselves.
+    pub(super) fn main(self) -> Result<String> {
+        self.main
+            .ok_or_else(|| failed("apt", "this machine has no Debian mirror"))
+    }
+
     /// The lines that give a private apt one release.
     pub(super) fn sources_list(&self, release: &str, keyring: &Path) -> String {
         let keyring = keyring.display();

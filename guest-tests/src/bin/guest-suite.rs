@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guest_tests::cases;
 use guest_tests::error::{Result, failed};
-use guest_tests::runner;
+use guest_tests::kernels::DEFAULT;
 use guest_tests::suite::Context;
+use guest_tests::{demo, forward, runner};
 
 /// Guest tests: each boots stock kernels in `vmm` and judges what they do.
 #[derive(Debug, Parser)]
@@ -24,12 +25,29 @@ struct Cli {
 enum Cmd {
     /// Prints the names of all cases and what they prove.
     List,
+    /// Shows a guest, for `cargo xtask demo`.
+    Demo {
+        /// The vmm to show
+        #[arg(long)]
+        vmm: PathBuf,
+        /// Where its control socket is to be
+        #[arg(long)]
+        socket: PathBuf,
+        /// How vmmctl is called elsewhere
+        #[arg(long)]
+        offer: String,
+    },
+    /// Connects standard input and output to a Unix socket.
+    Relay {
+        /// The socket
+        socket: PathBuf,
+    },
     /// Runs one case; ends with 0 if it passed.
     Run {
         /// The case's name
         case: String,
         /// The kernel's name; its image must have been built
-        #[arg(long, default_value = guest_tests::kernels::DEFAULT)]
+        #[arg(long, default_value = DEFAULT)]
         kernel: String,
         /// How many vCPUs
         #[arg(long, default_value_t = 2)]
@@ -54,6 +72,19 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Cmd::Demo { vmm, socket, offer } => {
+            let context = context("demo", DEFAULT, 2, None, Some(vmm));
+            let shown = context.and_then(|context| {
+                let shown = demo::live::run(&context, &socket, &offer);
+                let _ = fs::remove_dir_all(&context.dir);
+                shown.map_err(|failure| failed("demo", failure.to_string()))
+            });
+            end(shown)
+        }
+        Cmd::Relay { socket } => {
+            let relayed = forward::relay(&socket);
+            end(relayed.map_err(|error| failed("relay", error.to_string())))
+        }
         Cmd::Run {
             case,
             kernel,
@@ -71,6 +102,16 @@ fn main() -> ExitCode {
                     ExitCode::from(2)
                 }
             }
+        }
+    }
+}
+
+fn end(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guest-suite: {error}");
+            ExitCode::FAILURE
         }
     }
 }

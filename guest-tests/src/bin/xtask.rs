@@ -34,7 +34,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Cmd {
-    /// Boots a stock kernel, shows that it found Hyper-V, and powers it off.
+    /// Boots a stock kernel with every service on, shows it live, and powers it off.
+    ///
+    /// On a terminal until `q` is pressed; vmmctl in another terminal reaches the VM
+    /// meanwhile, also in the nest. Elsewhere some lines are printed.
     Demo,
     /// Runs a command where VMs can run; its output and exit status are the command's.
     ///
@@ -81,7 +84,7 @@ enum Cmd {
     },
     /// Builds a guest's kernel and initial RAM disk and prints their paths.
     Image {
-        /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie or sid
+        /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie, sid or trixie-systemd
         name: String,
         /// Print one JSON object
         #[arg(long)]
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
                 argv,
                 timeout,
                 icount,
+                forward: None,
             }),
             125,
         ),

@@ -31,14 +31,14 @@ pub(super) const CASES: &[Case] = &[
         lost_by_panic,
     )
     .with_cpus(&[1, 4])
-    .with_both_synics(),
+    .with_both_synics_in_full(),
     Case::new(
         "services-lost-halt",
         "health is lost within 10 s after all vCPUs have turned interrupts off",
         lost_by_halt,
     )
     .with_cpus(&[1, 4])
-    .with_both_synics(),
+    .with_both_synics_in_full(),
     Case::new(
         "services-pause",
         "a paused guest is never lost, and gets the time when it goes on",

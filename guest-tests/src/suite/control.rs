@@ -44,9 +44,14 @@ impl Control {
         // Short, since a socket's path has 107 bytes, and not shared between machines.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("vm-{}-{number}.sock", std::process::id());
+        Self::at(context, &std::env::temp_dir().join(name))
+    }
+
+    /// The VM at this socket.
+    pub fn at(context: &Context, socket: &Path) -> Self {
         Self {
             vmmctl: context.vmm.with_file_name("vmmctl"),
-            socket: std::env::temp_dir().join(name),
+            socket: socket.to_owned(),
         }
     }
 

@@ -174,7 +174,12 @@ pub struct Shell {
 impl Vm {
     /// Waits until the agent says hello, and gives its words.
     pub fn wait_agent(&mut self) -> Outcome<Hello> {
-        let deadline = Instant::now() + BOOT;
+        self.wait_agent_within(BOOT)
+    }
+
+    /// The same, for a guest with more to do before.
+    pub fn wait_agent_within(&mut self, limit: Duration) -> Outcome<Hello> {
+        let deadline = Instant::now() + limit;
         let line = self
             .answer(0, deadline)
             .map_err(|error| Failure(format!("waiting for the guest's agent: {error}")))?;

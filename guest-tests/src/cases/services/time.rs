@@ -18,7 +18,7 @@ pub(crate) const CASES: &[Case] = &[
         sync,
     )
     .with_cpus(&[1, 4])
-    .with_both_synics(),
+    .with_both_synics_in_full(),
     Case::new(
         "time-ptp",
         "the PTP clock stays within 10 ms of the host's (10 minutes with --long)",
@@ -33,7 +33,7 @@ const STEPPED: Duration = Duration::from_millis(50);
 const PTP: Duration = Duration::from_millis(10);
 
 /// The guest's clock must be right; a step takes the guest a moment.
-pub(super) fn check(vm: &mut Vm, device: &str) -> Outcome<Offset> {
+pub(crate) fn check(vm: &mut Vm, device: &str) -> Outcome<Offset> {
     let limit = if device.is_empty() { STEPPED } else { PTP };
     let mut offset = vm.clock_offset(device)?;
     // A nest under load has wide bounds now and then; a wrong clock has them always.

@@ -10,6 +10,7 @@ mod services;
 mod terminal;
 mod usage;
 mod vmbus;
+mod vsock;
 
 use crate::suite::Case;
 
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         services::time::CASES,
         services::toggle::CASES,
         api::CASES,
+        vsock::CASES,
     ]
     .concat()
 }

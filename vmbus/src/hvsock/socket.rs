@@ -128,8 +128,11 @@ impl Socket {
 
     /// Ends the connection if there is nothing left to do.
     fn check_end(&mut self) {
-        let gone = |stream: &Box<dyn Stream>| stream.is_gone();
-        if self.fin_sent && (self.guest_ended || self.stream.as_ref().is_none_or(gone)) {
+        let gone = match &self.stream {
+            Some(stream) => stream.is_gone(),
+            None => true,
+        };
+        if self.fin_sent && (self.guest_ended || gone) {
             self.stream = None;
         }
     }

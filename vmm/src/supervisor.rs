@@ -479,6 +479,11 @@ impl<'a> Supervisor<'a> {
             },
             health: String::new(),
             vmbus: BusStatus::default(),
+            vsock: self
+                .bus
+                .vsock
+                .as_ref()
+                .map(|vsock| vsock.path().display().to_string()),
             services: Vec::new(),
         }
     }

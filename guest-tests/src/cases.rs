@@ -11,6 +11,7 @@ mod systemd;
 mod terminal;
 mod usage;
 mod vmbus;
+mod vsock;
 
 use crate::suite::Case;
 
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Case> {
         services::toggle::CASES,
         api::CASES,
         systemd::CASES,
+        vsock::CASES,
     ]
     .concat()
 }

@@ -41,6 +41,7 @@
 //! | [`gpadl`] | guest page lists | not what they are for |
 //! | [`bus`] | the control plane | who is connected, what is offered and open |
 //! | [`host`] | bus, rings and devices put together | nothing of any device |
+//! | [`hvsock`] | byte streams, one channel each | not whose streams |
 //! | `mock` | a guest for tests (feature `test-utils`) | the guest's side |
 //!
 //! # Hostile guests
@@ -72,6 +73,7 @@
 pub mod bus;
 pub mod gpadl;
 pub mod host;
+pub mod hvsock;
 mod mapped;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;

@@ -5,6 +5,7 @@
 //!  messages (queue + bell) ─┐                    ┌─► SynIC: messages, event flags
 //!  a channel's eventfd ─────┼─► epoll ─► Host ───┤
 //!  EOM, where KVM has it ───┤      ▲             └─► eventfds bound and unbound
+//!  Unix sockets ────────────┤      │
 //!  calls, deadlines ────────┘      └─ sleeps otherwise: nothing is polled
 //! ```
 //!
@@ -35,6 +36,7 @@ use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
 use crate::services::Services;
 use crate::trace::Trace;
+use crate::vsock::{Vsock, VsockSettings};
 
 /// Something that other threads want of the bus.
 #[derive(Debug)]
@@ -52,7 +54,10 @@ const BELL: u64 = 0;
 const STOP: u64 = 1;
 const END_OF_MESSAGE: u64 = 2;
 const CALLS: u64 = 3;
+const LISTENER: u64 = 4;
 const CHANNELS: u64 = 16;
+/// Beyond every channel.
+const SOCKETS: u64 = 1 << 32;
 /// Messages taken before channels get their turn.
 const MESSAGES_PER_TURN: usize = 64;
 
@@ -63,6 +68,8 @@ pub struct BusSettings {
     pub max_version: ProtocolVersion,
     /// Services to offer.
     pub services: ServiceSet,
+    /// Where Hyper-V sockets end, if the guest is to have them.
+    pub vsock: Option<Arc<VsockSettings>>,
     /// Test devices to offer.
     pub devices: Vec<TestDevice>,
     /// Where to write what passes.
@@ -100,7 +107,7 @@ impl BusThread {
         if let Some(trace) = &settings.trace {
             host.set_tracer(Some(trace.tracer()));
         }
-        let epoll = Epoll::new()?;
+        let epoll = Arc::new(Epoll::new()?);
         watch(&epoll, from_guest.bell.as_raw_fd(), BELL)?;
         watch(&epoll, stop.as_raw_fd(), STOP)?;
         watch(&epoll, call_bell.as_raw_fd(), CALLS)?;
@@ -108,6 +115,9 @@ impl BusThread {
             watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
         }
         let services = settings.services;
+        let vsock = settings.vsock.as_ref().map(|settings| {
+            Vsock::start(Arc::clone(settings), Arc::clone(&epoll), LISTENER, SOCKETS)
+        });
         let bus = Loop {
             host,
             services: Services::new(services, Arc::clone(&hyperv), settings.hub.clone()),
@@ -117,6 +127,7 @@ impl BusThread {
             call_bell: Arc::clone(&call_bell),
             epoll,
             channels: BTreeMap::new(),
+            vsock: vsock.transpose()?,
             test_devices: settings.devices.iter().map(Offered::new).collect(),
             trace: settings.trace.clone(),
             cpus,
@@ -169,9 +180,10 @@ struct Loop {
     call_bell: Arc<EventFd>,
     hyperv: Arc<Hyperv>,
     from_guest: FromGuest,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     /// The eventfds of open channels.
     channels: BTreeMap<Relid, Bound>,
+    vsock: Option<Vsock>,
     test_devices: Vec<Offered>,
     trace: Option<Trace>,
     cpus: u32,
@@ -205,6 +217,8 @@ impl Loop {
                         }
                         self.hyperv.end_of_message(self.cpus);
                     }
+                    LISTENER => self.vsock.iter_mut().for_each(Vsock::accept),
+                    token if token >= SOCKETS => self.socket(token, event.event_set()),
                     channel => self.channel(channel),
                 }
                 self.do_actions()?;
@@ -286,6 +300,13 @@ impl Loop {
         }
     }
 
+    fn socket(&mut self, token: u64, events: EventSet) {
+        let now = self.now();
+        if let Some(vsock) = &mut self.vsock {
+            vsock.event(&mut self.host, now, token, events);
+        }
+    }
+
     fn channel(&mut self, token: u64) {
         let Some(relid) = token
             .checked_sub(CHANNELS)
@@ -334,11 +355,16 @@ impl Loop {
                     event_connection_id,
                 } => self.bind(relid, event_connection_id)?,
                 Action::ChannelClosed { relid } => self.unbind(relid),
-                Action::ChannelReleased { relid } => log::debug!("{relid} released"),
-                Action::ConnectRequest(request) => {
-                    // Nobody listens yet.
-                    self.host.refuse_connect(self.now(), &request);
+                Action::ChannelReleased { relid } => {
+                    log::debug!("{relid} released");
+                    if let Some(vsock) = &mut self.vsock {
+                        vsock.released(relid);
+                    }
                 }
+                Action::ConnectRequest(request) => match &mut self.vsock {
+                    Some(vsock) => vsock.request(&mut self.host, now, &request),
+                    None => self.host.refuse_connect(now, &request),
+                },
                 Action::SessionStarted { version } => {
                     log::info!("VMBus: connected, version {version}");
                     self.services.session_started();

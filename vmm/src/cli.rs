@@ -86,7 +86,11 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
 
-    /// Integration services to offer: heartbeat, shutdown, timesync; all, none, or a change such
+    /// Unix socket for Hyper-V sockets [default: vsock.sock beside the control socket]
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
+
+    /// Integration services to offer: heartbeat, shutdown, timesync, vsock; all, none, or a change such
     /// as -timesync
     #[arg(long, value_name = "LIST", default_value = "all,-fcopy", value_parser = services, allow_hyphen_values = true)]
     pub ic: ServiceSet,

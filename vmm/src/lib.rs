@@ -36,3 +36,4 @@ pub mod supervisor;
 mod sys;
 pub mod terminal;
 pub mod trace;
+pub mod vsock;

@@ -12,12 +12,13 @@
 use std::fs::File;
 use std::io::{self, Write, stdout};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
+use ics_devices::ServiceKind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -43,6 +44,7 @@ use crate::services;
 use crate::sys;
 use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
+use crate::vsock::VsockSettings;
 
 /// Crash reports of one machine that are taken: a crash kernel may crash too,
 /// but nobody needs the thousandth report of a guest that has nothing else to do.
@@ -141,6 +143,8 @@ struct Supervisor<'a> {
     call_bell: Arc<EventFd>,
     // The thread goes before the socket's files do.
     _api: ApiServer,
+    // Its file goes before the directory of the other does.
+    _vsock: Option<ControlSocket>,
     _socket: ControlSocket,
     // Last, so that the terminal is restored after the output has been written.
     raw_mode: Option<RawMode>,
@@ -176,9 +180,10 @@ impl<'a> Supervisor<'a> {
                 Some(trace.map_err(|error| Error::Trace(path.clone(), error))?)
             }
         };
-        let bus = BusSettings {
+        let mut bus = BusSettings {
             max_version: args.vmbus_version,
             services: args.ic,
+            vsock: None,
             devices: args.device.clone(),
             trace,
             hub: log.clone(),
@@ -203,6 +208,13 @@ impl<'a> Supervisor<'a> {
             .unwrap_or_else(|| format!("vm-{}", std::process::id()));
         let (listener, socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
         log::info!("control socket: {}", socket.path().display());
+        let mut vsock = None;
+        if args.ic.contains(ServiceKind::Vsock) {
+            let (listener, bound) = bind_vsock(args.vsock.as_deref(), socket.path())?;
+            let path = bound.path().to_owned();
+            bus.vsock = Some(Arc::new(VsockSettings::new(listener, path)?));
+            vsock = Some(bound);
+        }
         let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (queue, calls) = unbounded();
         let sender = CallSender {
@@ -236,6 +248,7 @@ impl<'a> Supervisor<'a> {
             calls,
             call_bell,
             _api: api,
+            _vsock: vsock,
             _socket: socket,
             raw_mode,
         })
@@ -466,6 +479,11 @@ impl<'a> Supervisor<'a> {
             },
             health: String::new(),
             vmbus: BusStatus::default(),
+            vsock: self
+                .bus
+                .vsock
+                .as_ref()
+                .map(|vsock| vsock.path().display().to_string()),
             services: Vec::new(),
         }
     }
@@ -560,6 +578,16 @@ impl<'a> Supervisor<'a> {
 
 fn watch(epoll: &Epoll, operation: ControlOperation, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// The socket for Hyper-V sockets: where the user wants it, else beside the API's.
+fn bind_vsock(
+    path: Option<&Path>,
+    api: &Path,
+) -> Result<(UnixListener, ControlSocket), SocketError> {
+    let beside = || api.with_file_name("vsock.sock");
+    let path = path.map_or_else(beside, Path::to_owned);
+    ControlSocket::bind_at("--vsock", &path)
 }
 
 /// The signals that are ours, as something that epoll can wait for.

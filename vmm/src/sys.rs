@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The one place in this crate where `unsafe` stands: parts of the KVM
-//! interface that `kvm-ioctls` does not wrap, and terminal settings.
+//! interface that `kvm-ioctls` does not wrap, terminal settings, and the few
+//! calls for sockets that the standard library lacks.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use kvm_bindings::{
     KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
@@ -224,4 +228,70 @@ pub(crate) fn stop_self() {
 /// Whether a descriptor is a terminal.
 pub(crate) fn is_terminal(fd: BorrowedFd<'_>) -> bool {
     terminal_settings(fd.as_raw_fd()).is_ok()
+}
+
+/// Lets this process open as many files as it may; the limit then.
+pub(crate) fn raise_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a valid structure, which the call fills in.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let before = limit.rlim_cur;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the pointer is to a valid structure, which the call only reads.
+    let raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0;
+    Ok(if raised { limit.rlim_cur } else { before })
+}
+
+/// Fills `bytes` with random ones.
+pub(crate) fn random(bytes: &mut [u8; 16]) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of a slice that may be
+    // written. So few bytes are never given in part.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) == Ok(bytes.len()) {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Looks at what can be read from a socket without taking it.
+pub(crate) fn peek(socket: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
+    let fd = socket.as_raw_fd();
+    // SAFETY: the pointer and the length are those of a slice that may be written.
+    let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_PEEK) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// Connects to a Unix socket, or fails at once: a listener that does not take
+/// its clients must not stop us. The stream does not block either.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: all zeroes are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or(0);
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the call takes any numbers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let size = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: the pointer is to a valid address of that size, which is only read.
+    if unsafe { libc::connect(fd, (&raw const address).cast(), size) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
 }

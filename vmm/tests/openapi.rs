@@ -236,6 +236,7 @@ fn status() -> VmStatus {
         memory_mib: 1,
         synic: "user".into(),
         health: "lost".into(),
+        vsock: Some("/run/vmm/x/vsock.sock".into()),
         vmbus: BusStatus {
             version: Some("5.3".into()),
             guest_os: Some("Linux".into()),

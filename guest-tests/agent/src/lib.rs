@@ -12,8 +12,10 @@
 //!   input, output, signals and terminals. The channel is binary and private.
 //! * [`mod@line`] carries one command at a time to a guest through its serial
 //!   console, where kernel messages may appear between our lines.
+//! * [`exchange`] is what both ends of a stream under test do.
 #![forbid(unsafe_code)]
 
+pub mod exchange;
 pub mod frame;
 pub mod job;
 pub mod line;

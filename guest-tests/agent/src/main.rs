@@ -4,7 +4,7 @@
 //! PID 1 prepares the machine, starts itself once more as the server of its
 //! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
 //! command line decides: `agent.role=nest`, else a guest. Called as a program
-//! it does what tests need in a guest: `/init uio-…` and `/init kexec …`.
+//! it does what tests need in a guest: `/init uio-…`, `/init vsock-…` and `/init kexec …`.
 #![deny(unsafe_code)]
 // The library half has the public surface; what is public here is internal.
 #![allow(unreachable_pub)]
@@ -19,6 +19,7 @@ mod process;
 #[allow(unsafe_code)] // Each block says why it is sound.
 mod raw;
 mod uio;
+mod vsock;
 
 use std::process::{Command, ExitCode};
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some("--serve-nest") => nest::serve(),
         Some("--serve-guest") => guest::serve(),
         Some("kexec") => kexec::run(&args.collect::<Vec<_>>()),
+        Some(name) if name.starts_with("vsock-") => vsock::run(name, &args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("uio-") => uio::run(name, &args.collect::<Vec<_>>()),
         _ if std::process::id() == 1 => init(),
         _ => {

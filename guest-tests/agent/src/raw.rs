@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The agent's only unsafe code: memory shared with the host, and three system
-//! calls that rustix does not have.
+//! The agent's only unsafe code: memory shared with the host, and system
+//! calls and addresses that rustix does not have.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -81,6 +81,58 @@ pub fn kexec_file_load(kernel: &File, initrd: &File, cmdline: &str) -> io::Resul
             0_usize,
         )
     };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The host, as a socket's peer.
+const HOST: u32 = 2;
+
+/// A stream socket to a port of the host.
+pub fn vsock_connect(port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock()?;
+    let address = vsock_address(HOST, port);
+    let (pointer, len) = (&raw const address, size_of::<libc::sockaddr_vm>());
+    // SAFETY: the pointer is to an address of that length, which is only read.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), pointer.cast(), to_len(len)) };
+    checked(result).map(|()| socket)
+}
+
+/// A stream socket bound to a port of this guest.
+pub fn vsock_bind(port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock()?;
+    let address = vsock_address(libc::VMADDR_CID_ANY, port);
+    let (pointer, len) = (&raw const address, size_of::<libc::sockaddr_vm>());
+    // SAFETY: as in `vsock_connect`.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), pointer.cast(), to_len(len)) };
+    checked(result).map(|()| socket)
+}
+
+fn vsock() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes any numbers.
+    let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    checked(fd.min(0))?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    // SAFETY: all zeroes are a valid address.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).unwrap_or(0);
+    address.svm_cid = cid;
+    address.svm_port = port;
+    address
+}
+
+fn to_len(len: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(len).unwrap_or(0)
+}
+
+fn checked(result: i32) -> io::Result<()> {
     if result == 0 {
         Ok(())
     } else {

@@ -58,6 +58,26 @@ impl Channel<'_> {
         }
     }
 
+    /// Whether a packet with `payload` bytes can be sent now. If not, the device
+    /// is polled when there is room, as after [`SendError::Full`].
+    pub fn has_room(&mut self, payload: usize) -> Result<bool, SendError> {
+        let needed = self
+            .outgoing
+            .packet_size(payload)
+            .ok_or(SendError::TooLarge)?;
+        match self.outgoing.free() {
+            Ok(free) if free > needed => Ok(true),
+            Ok(_) => {
+                *self.needed = Some(needed);
+                Ok(false)
+            }
+            Err(error) => {
+                *self.broken = Some(error);
+                Err(SendError::Ring(error))
+            }
+        }
+    }
+
     /// The largest payload that a packet to the guest can have.
     pub fn max_payload(&self) -> usize {
         // The length field of a packet ends at 0xffff units of 8 bytes.

@@ -80,6 +80,22 @@ pub trait Device: Any + Send {
         None
     }
 
+    /// When to call [`expired`](Self::expired). Only asked while not open.
+    fn expires(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The guest has not opened the channel in time. The device must have
+    /// [`finished`](Self::finished), or want more time, when this returns.
+    fn expired(&mut self, now: Duration) {
+        let _ = now;
+    }
+
+    /// The device has nothing more to do: its channel is taken back.
+    fn finished(&self) -> bool {
+        false
+    }
+
     /// The channel closed: by the guest, by a reset, by a rescind, or because
     /// the guest broke it.
     fn closed(&mut self, now: Duration) {

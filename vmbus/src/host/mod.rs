@@ -197,7 +197,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             .map(|(relid, _)| *relid)
             .collect();
         for relid in due {
-            self.poke(now, relid);
+            match self.slots.get_mut(&relid) {
+                Some(slot) if slot.open.is_none() => slot.device.expired(now),
+                _ => self.poke(now, relid),
+            }
+            self.retire(now, relid);
         }
         self.collect(now);
     }
@@ -358,6 +362,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             slot.ready = true;
             self.ready.push_back(relid);
         }
+        self.retire(now, relid);
+    }
+
+    /// Takes a channel back whose device has finished.
+    fn retire(&mut self, now: Duration, relid: Relid) {
+        let slot = self.slots.get_mut(&relid);
+        if let Some(slot) = slot.filter(|slot| !slot.rescinded && slot.device.finished()) {
+            slot.close(now);
+            slot.rescinded = true;
+            // There is such a channel, or there would be no device.
+            let _ = self.bus.rescind(relid);
+        }
     }
 
     /// Takes the bus's actions, does those that are about devices, and passes
@@ -392,6 +408,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
                     if let Some(slot) = self.slots.get_mut(&relid) {
                         slot.close(now);
                     }
+                    self.retire(now, relid);
                 }
                 Action::ChannelReleased { relid } => {
                     self.slots.remove(&relid);

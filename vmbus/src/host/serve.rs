@@ -179,7 +179,11 @@ enum Drained {
 
 impl Slot {
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.open.as_ref().and_then(|_| self.device.deadline())
+        match (&self.open, self.rescinded) {
+            (Some(_), _) => self.device.deadline(),
+            (None, false) => self.device.expires(),
+            (None, true) => None,
+        }
     }
 
     pub(super) fn close(&mut self, now: Duration) {

@@ -31,11 +31,21 @@ pub enum SocketError {
     #[error("--name: '{0}' cannot be a name: use letters, digits, '.', '-' and '_'")]
     BadName(String),
     /// Somebody answers there.
-    #[error("--api-socket: {0} is in use by another process")]
-    InUse(PathBuf),
+    #[error("{flag}: {path} is in use by another process")]
+    InUse {
+        /// Which flag moves the socket.
+        flag: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
     /// The path does not fit into a socket address.
-    #[error("--api-socket: {0} is longer than the {MAX_PATH} bytes of a socket's path")]
-    TooLong(PathBuf),
+    #[error("{flag}: {path} is longer than the {MAX_PATH} bytes of a socket's path")]
+    TooLong {
+        /// Which flag moves the socket.
+        flag: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
     /// The directory for all VMs belongs to somebody else, or is open to others.
     #[error("control socket: {0} is not a directory of this user's alone")]
     NotPrivate(PathBuf),
@@ -97,19 +107,24 @@ impl ControlSocket {
             return Err(SocketError::BadName(name.to_owned()));
         }
         if let Some(path) = path {
-            let listener = bind(path)?;
-            let path = path.to_owned();
-            return Ok((listener, Self { path, dir: None }));
+            return Self::bind_at("--api-socket", path);
         }
         let mut last = None;
         for place in places() {
             match in_place(&place, name) {
                 Ok(bound) => return Ok(bound),
-                Err(error @ SocketError::InUse(_)) => return Err(error),
+                Err(error @ SocketError::InUse { .. }) => return Err(error),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| SocketError::BadName(name.to_owned())))
+    }
+
+    /// Binds a socket at a path that `flag` has given, or would change.
+    pub fn bind_at(flag: &'static str, path: &Path) -> Result<(UnixListener, Self), SocketError> {
+        let listener = bind(flag, path)?;
+        let path = path.to_owned();
+        Ok((listener, Self { path, dir: None }))
     }
 
     /// Where it is.
@@ -133,7 +148,7 @@ fn in_place(place: &Path, name: &str) -> Result<(UnixListener, ControlSocket), S
     let dir = place.join(name);
     private_dir(&dir)?;
     let path = dir.join(SOCKET);
-    let listener = bind(&path)?;
+    let listener = bind("--name", &path)?;
     let dir = Some(dir);
     Ok((listener, ControlSocket { path, dir }))
 }
@@ -160,9 +175,10 @@ fn private_dir(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+fn bind(flag: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
     if path.as_os_str().len() > MAX_PATH {
-        return Err(SocketError::TooLong(path.to_owned()));
+        let path = path.to_owned();
+        return Err(SocketError::TooLong { flag, path });
     }
     let fail = |source| SocketError::Io {
         path: path.to_owned(),
@@ -174,7 +190,10 @@ fn bind(path: &Path) -> Result<UnixListener, SocketError> {
             return Err(fail(io::ErrorKind::AlreadyExists.into()));
         }
         match UnixStream::connect(path) {
-            Ok(_) => return Err(SocketError::InUse(path.to_owned())),
+            Ok(_) => {
+                let path = path.to_owned();
+                return Err(SocketError::InUse { flag, path });
+            }
             // Left behind by a process that was killed.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(fail)?;
@@ -215,7 +234,7 @@ mod tests {
         let (listener, socket) = ControlSocket::bind("x", Some(&path)).unwrap();
         assert!(matches!(
             ControlSocket::bind("y", Some(&path)),
-            Err(SocketError::InUse(_))
+            Err(SocketError::InUse { .. })
         ));
         drop(listener);
         let (_listener, _second) = ControlSocket::bind("z", Some(&path)).unwrap();
@@ -250,7 +269,7 @@ mod tests {
         let long = scratch("long").join("x".repeat(120));
         assert!(matches!(
             ControlSocket::bind("x", Some(&long)),
-            Err(SocketError::TooLong(_))
+            Err(SocketError::TooLong { .. })
         ));
     }
 }

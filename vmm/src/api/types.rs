@@ -29,6 +29,9 @@ pub struct VmStatus {
     pub health: String,
     /// The bus.
     pub vmbus: BusStatus,
+    /// The Unix socket for Hyper-V sockets; absent if the VM has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vsock: Option<String>,
     /// The services.
     pub services: Vec<ServiceEntry>,
 }

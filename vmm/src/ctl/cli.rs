@@ -79,6 +79,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Time>,
     },
+    /// Standard input and output to a Hyper-V socket (AF_VSOCK) of the guest
+    Connect {
+        /// A port, such as 22, or a service's GUID
+        #[arg(value_name = "PORT|GUID")]
+        service: String,
+    },
     /// What happened to the VM
     Events {
         /// Go on with what happens next

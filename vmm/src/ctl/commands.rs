@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
 use super::client::{Client, running};
-use super::{CtlError, show};
+use super::{CtlError, connect, show};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
 /// Between two looks at what is waited for.
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
                 || Ok("the guest's clock was set\n".into()),
             )
         }
+        Command::Connect { service } => connect::connect(&vm, service),
         Command::Events { follow } => vm.lines(&format!("/v1/events?follow={follow}"), |line| {
             let mut out = stdout().lock();
             writeln!(out, "{line}")?;

@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod client;
 pub mod commands;
+pub mod connect;
 mod show;
 
 use std::process::ExitCode;
@@ -31,6 +32,9 @@ pub enum CtlError {
     /// The VM says no.
     #[error("{} ({}, layer {})", .0.message, .0.code, .0.layer)]
     Api(#[from] crate::api::types::ApiError),
+    /// The guest, or what is between, does not take a connection.
+    #[error("{0}")]
+    Refused(String),
     /// What was waited for has not come.
     #[error("{0}")]
     Timeout(String),

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hyper-V sockets from the guest's side: AF_VSOCK.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Instant;
+
+use guest_agent::exchange::{echo, exchange};
+use rustix::net;
+
+use crate::raw::{vsock_bind, vsock_connect};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// `/init vsock-NAME ARG…`.
+pub fn run(name: &str, args: &[OsString]) -> ExitCode {
+    let number = |place: usize| -> io::Result<u64> {
+        let arg = args.get(place).map(|arg| arg.to_string_lossy());
+        arg.and_then(|arg| arg.parse().ok())
+            .ok_or_else(|| io::Error::other("usage: /init vsock-echo PORT, or vsock-exchange PORT CONNECTIONS BYTES, or vsock-short PORT CONNECTIONS"))
+    };
+    let port = || number(0).map(|port| u32::try_from(port).unwrap_or(u32::MAX));
+    let result = match name {
+        "vsock-echo" => port().and_then(serve),
+        "vsock-exchange" => port().and_then(|port| many(port, number(1)?, number(2)?)),
+        "vsock-short" => port().and_then(|port| short(port, number(1)?)),
+        _ => Err(io::Error::other("no such role")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn end(socket: &File) -> io::Result<()> {
+    Ok(net::shutdown(socket.as_fd(), net::Shutdown::Write)?)
+}
+
+/// Sends everything back that clients send, for ever.
+fn serve(port: u32) -> io::Result<()> {
+    let listener = vsock_bind(port)?;
+    net::listen(&listener, BACKLOG)?;
+    println!("listening on {port}");
+    loop {
+        let client: OwnedFd = net::accept(&listener)?;
+        thread::spawn(move || -> io::Result<()> {
+            let reader = File::from(client);
+            let writer = reader.try_clone()?;
+            echo(&reader, &writer)?;
+            end(&writer)
+        });
+    }
+}
+
+/// Connects so often at once and exchanges so many bytes each way on each.
+fn many(port: u32, connections: u64, len: u64) -> io::Result<()> {
+    let start = Instant::now();
+    let threads: Vec<_> = (0..connections)
+        .map(|seed| thread::spawn(move || one(port, seed, len)))
+        .collect();
+    for thread in threads {
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a connection panicked")))?;
+    }
+    println!(
+        "connections={connections} bytes={len} seconds={:.3}",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn one(port: u32, seed: u64, len: u64) -> io::Result<()> {
+    let reader = File::from(vsock_connect(port)?);
+    let writer = reader.try_clone()?;
+    exchange(seed, len, reader, writer, |writer| end(&writer))
+}
+
+/// Connects so often, one after the other, with a few bytes on each.
+fn short(port: u32, connections: u64) -> io::Result<()> {
+    let start = Instant::now();
+    for seed in 0..connections {
+        one(port, seed, 16)?;
+    }
+    println!(
+        "connections={connections} seconds={:.3}",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One connection.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{LINGER, MAX_DATA, OPEN_LIMIT};
+use crate::bus::OfferSpec;
+use crate::host::{Channel, Device, DeviceError, Flow, Packet, SendError};
+use crate::ring::PacketMeta;
+use crate::wire::{
+    ChannelFlags, Guid, PIPE_DATA, PIPE_HEADER_SIZE, PacketType, PipeHeader, TlConnectRequest,
+    USER_DEFINED_SIZE,
+};
+
+/// Packets to the guest before other channels get their turn.
+const PACKETS_PER_TURN: usize = 16;
+
+/// Why a stream moved no bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// Not now: the host pokes the channel when it can again.
+    #[error("it would block")]
+    WouldBlock,
+    /// Never again.
+    #[error("the other end is gone")]
+    Gone,
+}
+
+/// The host's end of a connection. No method may block. Dropping it closes it.
+pub trait Stream: Send + 'static {
+    /// The guest has accepted, or got, the connection.
+    fn opened(&mut self) {}
+
+    /// Nobody in the guest took the connection.
+    fn refused(&mut self) {}
+
+    /// Takes bytes from the guest and says how many, at least one.
+    fn write(&mut self, data: &[u8]) -> Result<usize, StreamError>;
+
+    /// The guest sends nothing more.
+    fn close_write(&mut self);
+
+    /// Gives bytes for the guest and says how many; 0 is the end.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, StreamError>;
+
+    /// After the end: is there nobody any more who could read?
+    fn is_gone(&self) -> bool;
+}
+
+/// A connection as a device.
+pub struct Socket {
+    spec: OfferSpec,
+    /// `None` once it has ended.
+    stream: Option<Box<dyn Stream>>,
+    /// When the offer is taken back unless the guest opens it.
+    expires: Duration,
+    /// When silence ends it.
+    deadline: Option<Duration>,
+    /// Bytes of the packet at the ring's head that the stream has taken.
+    taken: usize,
+    /// The guest has sent FIN.
+    guest_ended: bool,
+    /// The stream has ended.
+    host_ended: bool,
+    /// The guest was told that.
+    fin_sent: bool,
+    /// There may be more to read from the stream.
+    more: bool,
+}
+
+/// What a socket's offer says besides its GUIDs: who connects.
+const INITIATED_BY_HOST: usize = 4;
+
+impl Socket {
+    /// For a guest's request.
+    pub fn accepting(now: Duration, request: &TlConnectRequest, stream: Box<dyn Stream>) -> Self {
+        Self::new(now, request.service, request.endpoint, false, stream)
+    }
+
+    /// To a service of the guest. `instance` must be random; its first 32 bits
+    /// are what the guest sees as the peer's port.
+    pub fn connecting(
+        now: Duration,
+        service: Guid,
+        instance: Guid,
+        stream: Box<dyn Stream>,
+    ) -> Self {
+        Self::new(now, service, instance, true, stream)
+    }
+
+    fn new(
+        now: Duration,
+        interface_type: Guid,
+        instance: Guid,
+        by_host: bool,
+        stream: Box<dyn Stream>,
+    ) -> Self {
+        let mut user_defined = [0; USER_DEFINED_SIZE];
+        if let Some(byte) = user_defined.get_mut(INITIATED_BY_HOST) {
+            *byte = by_host.into();
+        }
+        Self {
+            spec: OfferSpec {
+                interface_type,
+                instance,
+                flags: ChannelFlags::ENUMERATE_DEVICE_INTERFACE
+                    | ChannelFlags::NAMED_PIPE_MODE
+                    | ChannelFlags::TLNPI_PROVIDER_OFFER,
+                user_defined,
+                session_only: true,
+            },
+            stream: Some(stream),
+            expires: now.saturating_add(OPEN_LIMIT),
+            deadline: None,
+            taken: 0,
+            guest_ended: false,
+            host_ended: false,
+            fin_sent: false,
+            more: false,
+        }
+    }
+
+    /// Something moved: the time of silence begins anew.
+    fn alive(&mut self, now: Duration) {
+        self.deadline = self.guest_ended.then(|| now.saturating_add(LINGER));
+    }
+
+    /// Ends the connection if there is nothing left to do.
+    fn check_end(&mut self) {
+        let gone = match &self.stream {
+            Some(stream) => stream.is_gone(),
+            None => true,
+        };
+        if self.fin_sent && (self.guest_ended || gone) {
+            self.stream = None;
+        }
+    }
+
+    /// Moves what the stream gives into the ring, as far as there is room.
+    fn pump(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        self.more = false;
+        let chunk = chunk_of(channel.max_payload());
+        let mut buffer = Vec::new();
+        for _ in 0..PACKETS_PER_TURN {
+            let Some(stream) = self.stream.as_mut().filter(|_| !self.host_ended) else {
+                return self.send_fin(channel);
+            };
+            // Only what fits is read, so that nothing has to be kept.
+            if !channel.has_room(PIPE_HEADER_SIZE + chunk)? {
+                return Ok(());
+            }
+            buffer.resize(chunk, 0);
+            match stream.read(&mut buffer) {
+                Ok(0) | Err(StreamError::Gone) => self.host_ended = true,
+                Ok(len) => {
+                    let data = buffer.get(..len).unwrap_or(&buffer);
+                    // At most MAX_DATA.
+                    let size = u32::try_from(data.len()).unwrap_or(0);
+                    let header = PipeHeader::data(size).to_bytes();
+                    channel.send(PacketMeta::in_band(0), &[&header, data])?;
+                    self.alive(now);
+                }
+                Err(StreamError::WouldBlock) => return Ok(()),
+            }
+        }
+        self.more = true;
+        Ok(())
+    }
+
+    fn send_fin(&mut self, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if self.stream.is_some() && !self.fin_sent {
+            let header = PipeHeader::data(0).to_bytes();
+            match channel.send(PacketMeta::in_band(0), &[&header]) {
+                Ok(()) => self.fin_sent = true,
+                Err(SendError::Full) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.check_end();
+        Ok(())
+    }
+}
+
+/// Data bytes per packet: two packets fill a small ring, and no packet is larger
+/// than the guest accepts. A multiple of 8, so nothing is padded.
+fn chunk_of(max_payload: usize) -> usize {
+    let half = (max_payload / 2).saturating_sub(64) & !7;
+    half.clamp(8, MAX_DATA)
+}
+
+impl Device for Socket {
+    fn offer(&self) -> OfferSpec {
+        self.spec
+    }
+
+    fn opened(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if let Some(stream) = &mut self.stream {
+            stream.opened();
+        }
+        self.pump(now, channel)
+    }
+
+    fn packet(
+        &mut self,
+        now: Duration,
+        _: &mut Channel<'_>,
+        packet: &Packet<'_>,
+    ) -> Result<Flow, DeviceError> {
+        let (header, data) = PipeHeader::parse(packet.payload).ok_or(DeviceError)?;
+        let sound = packet.packet_type == PacketType::IN_BAND
+            && header.flags == PIPE_DATA
+            && !self.guest_ended;
+        if !sound {
+            return Err(DeviceError);
+        }
+        let Some(stream) = &mut self.stream else {
+            // The end is on its way to the guest.
+            return Ok(Flow::Done);
+        };
+        if data.is_empty() {
+            self.guest_ended = true;
+            stream.close_write();
+            self.alive(now);
+            self.check_end();
+            return Ok(Flow::Done);
+        }
+        // The guest may have changed the packet since it was shown last.
+        while let Some(rest) = data.get(self.taken..).filter(|rest| !rest.is_empty()) {
+            match stream.write(rest) {
+                Ok(len) => self.taken += len,
+                Err(StreamError::WouldBlock) => return Ok(Flow::Later),
+                Err(StreamError::Gone) => {
+                    self.stream = None;
+                    break;
+                }
+            }
+        }
+        self.taken = 0;
+        Ok(Flow::Done)
+    }
+
+    fn poll(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.deadline = None;
+            self.stream = None;
+            return Ok(());
+        }
+        self.pump(now, channel)
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        if self.more {
+            Some(Duration::ZERO)
+        } else {
+            self.deadline
+        }
+    }
+
+    fn expires(&self) -> Option<Duration> {
+        self.stream.as_ref().map(|_| self.expires)
+    }
+
+    fn expired(&mut self, _: Duration) {
+        if let Some(mut stream) = self.stream.take() {
+            stream.refused();
+        }
+    }
+
+    fn finished(&self) -> bool {
+        self.stream.is_none()
+    }
+
+    fn closed(&mut self, _: Duration) {
+        self.stream = None;
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket")
+            .field("service", &self.spec.interface_type)
+            .field("instance", &self.spec.instance)
+            .field("guest_ended", &self.guest_ended)
+            .field("host_ended", &self.host_ended)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Sockets between the mock guest and streams in memory.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::bus::Action;
+use crate::mock::{GuestChannel, MockGuest};
+use crate::wire::{
+    GuestMessage, HostMessage, PipeHeader, ProtocolVersion, Relid, TlConnectRequest,
+};
+
+const SERVICE: Guid = service_of_port(5000);
+const ENDPOINT: Guid = service_of_port(0x1234_5678);
+
+/// The host's end, from a test's side.
+#[derive(Default)]
+struct End {
+    got: Vec<u8>,
+    /// How much the stream takes before it would block.
+    room: usize,
+    to_guest: VecDeque<u8>,
+    host_ended: bool,
+    gone: bool,
+    opened: bool,
+    refused: bool,
+    guest_ended: bool,
+    dropped: bool,
+}
+
+#[derive(Clone)]
+struct Memory(Arc<Mutex<End>>);
+
+impl Memory {
+    fn new(room: usize) -> Self {
+        Self(Arc::new(Mutex::new(End {
+            room,
+            ..End::default()
+        })))
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut End) -> T) -> T {
+        run(&mut self.0.lock().unwrap())
+    }
+}
+
+struct Handle(Memory);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.with(|end| end.dropped = true);
+    }
+}
+
+impl Stream for Handle {
+    fn opened(&mut self) {
+        self.0.with(|end| end.opened = true);
+    }
+
+    fn refused(&mut self) {
+        self.0.with(|end| end.refused = true);
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, StreamError> {
+        self.0.with(|end| {
+            if end.gone {
+                return Err(StreamError::Gone);
+            }
+            let len = data.len().min(end.room);
+            if len == 0 {
+                return Err(StreamError::WouldBlock);
+            }
+            end.room -= len;
+            end.got.extend(&data[..len]);
+            Ok(len)
+        })
+    }
+
+    fn close_write(&mut self) {
+        self.0.with(|end| end.guest_ended = true);
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, StreamError> {
+        self.0.with(|end| {
+            let len = into.len().min(end.to_guest.len());
+            if len == 0 && !end.host_ended {
+                return Err(StreamError::WouldBlock);
+            }
+            for byte in &mut into[..len] {
+                *byte = end.to_guest.pop_front().unwrap();
+            }
+            Ok(len)
+        })
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.with(|end| end.gone)
+    }
+}
+
+fn connected() -> MockGuest {
+    let mut guest = MockGuest::new(1);
+    assert!(guest.connect(ProtocolVersion::V5_3));
+    guest.request_offers();
+    guest
+}
+
+fn accept(guest: &mut MockGuest, memory: &Memory) -> Relid {
+    let request = TlConnectRequest {
+        endpoint: ENDPOINT,
+        service: SERVICE,
+        silo: None,
+    };
+    guest.post(&GuestMessage::TlConnectRequest(request));
+    assert_eq!(guest.take_connects(), [request]);
+    let stream = Box::new(Handle(memory.clone()));
+    let now = guest.now();
+    let relid = guest.offer(Box::new(Socket::accepting(now, &request, stream)));
+    while guest.recv().is_some() {}
+    relid
+}
+
+fn open(room: usize, pages: u64) -> (MockGuest, GuestChannel, Memory) {
+    let mut guest = connected();
+    let memory = Memory::new(room);
+    let relid = accept(&mut guest, &memory);
+    let channel = guest.open(relid, pages).unwrap();
+    assert!(memory.with(|end| end.opened));
+    (guest, channel, memory)
+}
+
+fn frame(data: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(data.len()).unwrap();
+    [&PipeHeader::data(size).to_bytes(), data].concat()
+}
+
+fn rescinded(guest: &mut MockGuest) -> bool {
+    let log = guest.take_log();
+    log.iter().any(|action| {
+        matches!(
+            action,
+            Action::PostMessage {
+                message: HostMessage::RescindChannelOffer { .. },
+                ..
+            }
+        )
+    })
+}
+
+fn poke(guest: &mut MockGuest, relid: Relid) {
+    guest.with_host(|host, now| host.poke(now, relid));
+}
+
+/// All data that the guest can read now, and whether FIN was among it.
+fn read_all(guest: &mut MockGuest, channel: &mut GuestChannel) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    while let Some(packet) = guest.receive(channel) {
+        let (header, data) = PipeHeader::parse(&packet.payload).unwrap();
+        assert_eq!(header.flags, 1);
+        if data.is_empty() {
+            assert_eq!(packet.payload.len(), 8, "FIN is 32 bytes of ring");
+            return (bytes, true);
+        }
+        bytes.extend(data);
+    }
+    (bytes, false)
+}
+
+#[test]
+fn ports_are_guids_and_other_guids_are_no_ports() {
+    assert_eq!(
+        service_of_port(5000).to_bytes(),
+        [
+            0x88, 0x13, 0, 0, 0xcb, 0xfa, 0xe6, 0x11, 0xbd, 0x58, 0x64, 0, 0x6a, 0x79, 0x86, 0xd3
+        ]
+    );
+    for port in [0, 1, 22, 0xffff_fffe, u32::MAX] {
+        assert_eq!(port_of(&service_of_port(port)), Some(port));
+    }
+    assert_eq!(port_of(&Guid::ZERO), None);
+    assert_eq!(port_of(&Guid::from_u128(PORT_TEMPLATE ^ 1)), None);
+}
+
+#[test]
+fn an_offer_says_who_connects() {
+    for (by_host, byte) in [(false, 0), (true, 1)] {
+        let stream = Box::new(Handle(Memory::new(0)));
+        let socket = if by_host {
+            Socket::connecting(Duration::ZERO, SERVICE, ENDPOINT, stream)
+        } else {
+            let request = TlConnectRequest {
+                endpoint: ENDPOINT,
+                service: SERVICE,
+                silo: None,
+            };
+            Socket::accepting(Duration::ZERO, &request, stream)
+        };
+        let spec = crate::host::Device::offer(&socket);
+        assert_eq!(spec.flags.bits(), 0x2011);
+        assert_eq!(spec.user_defined[..6], [0, 0, 0, 0, byte, 0]);
+        assert!(spec.session_only);
+    }
+}
+
+#[test]
+fn bytes_pass_both_ways_whatever_the_sizes() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    let data: Vec<u8> = (0..50_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    memory.with(|end| end.to_guest.extend(&data));
+    poke(&mut guest, channel.relid);
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        let (more, fin) = read_all(&mut guest, &mut channel);
+        assert!(!fin && !more.is_empty(), "stuck at {}", got.len());
+        got.extend(more);
+    }
+    assert_eq!(got, data);
+    for piece in data.chunks(977) {
+        assert!(guest.send(&mut channel, 0, &frame(piece)));
+    }
+    assert_eq!(memory.with(|end| std::mem::take(&mut end.got)), data);
+}
+
+#[test]
+fn a_stream_that_takes_nothing_stops_the_guest_and_loses_nothing() {
+    let (mut guest, mut channel, memory) = open(1000, 7);
+    let data: Vec<u8> = (0..40_000_u32).map(|n| (n / 7).to_le_bytes()[0]).collect();
+    let mut sent = 0;
+    let mut pieces = data.chunks(4088).peekable();
+    while let Some(piece) = pieces.peek() {
+        if !guest.send(&mut channel, 0, &frame(piece)) {
+            break;
+        }
+        sent += piece.len();
+        pieces.next();
+    }
+    assert!(sent < data.len(), "the ring must have become full");
+    assert_eq!(memory.with(|end| end.got.len()), 1000);
+    // In small portions, each in the middle of some packet.
+    while memory.with(|end| end.got.len()) < data.len() {
+        memory.with(|end| end.room = 333);
+        poke(&mut guest, channel.relid);
+        while let Some(piece) = pieces.peek() {
+            if !guest.send(&mut channel, 0, &frame(piece)) {
+                break;
+            }
+            pieces.next();
+        }
+    }
+    assert_eq!(memory.with(|end| std::mem::take(&mut end.got)), data);
+}
+
+#[test]
+fn the_guest_may_end_first_and_still_read() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    assert!(guest.send(&mut channel, 0, &frame(b"question")));
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    assert!(memory.with(|end| end.guest_ended));
+    assert!(!rescinded(&mut guest));
+    memory.with(|end| {
+        end.to_guest.extend(b"answer");
+        end.host_ended = true;
+    });
+    poke(&mut guest, channel.relid);
+    assert!(rescinded(&mut guest), "both directions have ended");
+    assert!(memory.with(|end| end.dropped));
+    assert_eq!(
+        read_all(&mut guest, &mut channel),
+        (b"answer".to_vec(), true)
+    );
+}
+
+#[test]
+fn the_host_may_end_first_and_still_read() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| end.host_ended = true);
+    poke(&mut guest, channel.relid);
+    assert_eq!(read_all(&mut guest, &mut channel), (vec![], true));
+    assert!(!rescinded(&mut guest));
+    assert!(guest.send(&mut channel, 0, &frame(b"more")));
+    assert_eq!(memory.with(|end| end.got.clone()), b"more");
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    assert!(rescinded(&mut guest));
+}
+
+#[test]
+fn a_host_that_is_gone_ends_both_directions() {
+    let (mut guest, channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| {
+        end.host_ended = true;
+        end.gone = true;
+    });
+    poke(&mut guest, channel.relid);
+    assert!(rescinded(&mut guest));
+
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| end.gone = true);
+    assert!(guest.send(&mut channel, 0, &frame(b"to nobody")));
+    assert!(rescinded(&mut guest), "an abort without FIN");
+}
+
+#[test]
+fn an_offer_that_nobody_opens_is_taken_back() {
+    let mut guest = connected();
+    let memory = Memory::new(0);
+    accept(&mut guest, &memory);
+    guest.advance(OPEN_LIMIT.saturating_sub(Duration::from_millis(1)));
+    assert!(!rescinded(&mut guest));
+    guest.advance(Duration::from_millis(1));
+    assert!(rescinded(&mut guest));
+    assert!(memory.with(|end| end.refused && end.dropped && !end.opened));
+}
+
+#[test]
+fn a_silent_end_lingers_only_so_long() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    guest.advance(Duration::from_secs(99));
+    memory.with(|end| end.to_guest.extend(b"late"));
+    poke(&mut guest, channel.relid);
+    assert_eq!(read_all(&mut guest, &mut channel).0, b"late");
+    guest.advance(Duration::from_secs(99));
+    assert!(!rescinded(&mut guest), "it has spoken since");
+    guest.advance(Duration::from_secs(1));
+    assert!(rescinded(&mut guest));
+    assert!(memory.with(|end| end.dropped));
+}
+
+#[test]
+fn a_connection_that_the_guest_keeps_silent_stays() {
+    let (mut guest, _channel, memory) = open(usize::MAX, 7);
+    guest.advance(Duration::from_secs(100_000));
+    assert!(!rescinded(&mut guest));
+    assert!(!memory.with(|end| end.dropped));
+}
+
+#[test]
+fn nonsense_costs_the_guest_its_connection() {
+    let header = |flags: u32, size: u32| [flags.to_le_bytes(), size.to_le_bytes()].concat();
+    let cases = [
+        vec![],
+        header(2, 0),
+        header(0, 0),
+        header(1, 1),
+        header(1, u32::MAX),
+    ];
+    for nonsense in cases {
+        let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+        guest.send(&mut channel, 0, &nonsense);
+        assert!(rescinded(&mut guest), "{nonsense:?}");
+        assert!(memory.with(|end| end.dropped && end.got.is_empty()));
+    }
+    // Data after FIN.
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    guest.send(&mut channel, 0, &frame(b""));
+    guest.send(&mut channel, 0, &frame(b"x"));
+    assert!(rescinded(&mut guest));
+    assert!(memory.with(|end| end.dropped && end.got.is_empty()));
+}
+
+#[test]
+fn the_end_of_the_session_ends_the_connection() {
+    let (mut guest, channel, memory) = open(usize::MAX, 7);
+    guest.post(&GuestMessage::Unload);
+    assert!(memory.with(|end| end.dropped));
+    assert_eq!(guest.host().channel_state(channel.relid), None);
+}
+
+#[test]
+fn a_thousand_connections_leave_nothing_behind() {
+    let mut guest = connected();
+    for _ in 0..1000 {
+        let memory = Memory::new(usize::MAX);
+        let relid = accept(&mut guest, &memory);
+        assert_eq!(relid, Relid(1));
+        let mut channel = guest.open(relid, 7).unwrap();
+        guest.send(&mut channel, 0, &frame(b"hi"));
+        guest.send(&mut channel, 0, &frame(b""));
+        memory.with(|end| end.host_ended = true);
+        poke(&mut guest, relid);
+        assert!(rescinded(&mut guest));
+        while guest.recv().is_some() {}
+        guest.post(&GuestMessage::CloseChannel { relid });
+        guest.post(&GuestMessage::RelidReleased { relid });
+        assert_eq!(guest.host().channel_state(relid), None);
+    }
+}

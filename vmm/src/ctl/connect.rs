@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vmmctl connect`: standard input and output to a Hyper-V socket of the guest.
+
+use std::io::{self, Read, Write, stdin, stdout};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use super::CtlError;
+use super::client::Client;
+use crate::api::types::VmStatus;
+
+/// More than any answer is long.
+const MAX_ANSWER: usize = 200;
+
+/// Connects to a service of the guest, by port or GUID.
+pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
+    let status: VmStatus = serde_json::from_value(vm.get("/v1/vm")?)
+        .map_err(|error| CtlError::Protocol(error.to_string()))?;
+    let path = status.vsock.ok_or_else(|| {
+        CtlError::Refused("this VM has no Hyper-V sockets: vsock is not in its --ic".into())
+    })?;
+    let mut stream = UnixStream::connect(path)?;
+    writeln!(stream, "CONNECT {service}")?;
+    let answer = answer(&mut stream)?;
+    if answer.starts_with("OK ") {
+        return Ok(stream);
+    }
+    let why = answer.strip_prefix("ERR ").unwrap_or("the VM ended");
+    Err(CtlError::Refused(format!("{service}: {}", why.trim_end())))
+}
+
+/// A line, and nothing of what follows it.
+fn answer(stream: &mut UnixStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < MAX_ANSWER && stream.read(&mut byte)? == 1 {
+        line.extend(byte);
+        if byte == *b"\n" {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+/// Copies both ways until the guest ends its direction.
+pub fn connect(vm: &Client, service: &str) -> Result<(), CtlError> {
+    let mut stream = open(vm, service)?;
+    let mut input = stream.try_clone()?;
+    thread::spawn(move || {
+        let _ = io::copy(&mut stdin().lock(), &mut input);
+        let _ = input.shutdown(Shutdown::Write);
+    });
+    let mut out = stdout().lock();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let len = stream.read(&mut buffer)?;
+        if len == 0 {
+            return Ok(());
+        }
+        out.write_all(buffer.get(..len).unwrap_or_default())?;
+        // A shell's prompt has no line end.
+        out.flush()?;
+    }
+}

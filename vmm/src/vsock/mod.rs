@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hyper-V sockets as Unix sockets of this host.
+//!
+//! ```text
+//!  client ─ "CONNECT 5000\n" ─► PATH ─► Greeting ─► offer ─► guest's listener
+//!  client ◄─ "OK 5000\n", stream ◄──────────────── opened
+//!
+//!  guest's connect to port 5000 ─► PATH_5000, else PATH_<GUID> ─► offer
+//! ```
+//!
+//! All of it runs on the bus thread and nothing in it blocks. Sockets are watched
+//! by edges: one that nobody can write to costs nothing until that changes.
+
+mod greeting;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use vmbus::host::Host;
+use vmbus::hvsock::{Socket, port_of};
+use vmbus::wire::{Guid, Relid, TlConnectRequest};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::memory::GuestMemory;
+use crate::sys;
+use greeting::{Greeting, Heard};
+use stream::UnixEnd;
+
+type Bus = Host<GuestMemory>;
+
+/// Clients that have not said yet what they want. When there are more, the one
+/// that has been silent the longest has to go.
+const MAX_GREETINGS: usize = 512;
+/// Connections, if the process may open enough files.
+const MAX_CONNECTIONS: usize = 1500;
+/// Files that are needed for other things.
+const FILES_KEPT: u64 = 128;
+/// A connection takes its socket and its channel's eventfd twice.
+const FILES_PER_CONNECTION: u64 = 3;
+
+/// What is the same for every machine of the process.
+#[derive(Debug)]
+pub struct VsockSettings {
+    listener: UnixListener,
+    path: PathBuf,
+    max_connections: usize,
+}
+
+impl VsockSettings {
+    /// Listens at a path that is bound already.
+    pub fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let files = sys::raise_file_limit()?.saturating_sub(FILES_KEPT);
+        let most = usize::try_from(files / FILES_PER_CONNECTION).unwrap_or(usize::MAX);
+        Ok(Self {
+            listener,
+            path,
+            max_connections: most.min(MAX_CONNECTIONS),
+        })
+    }
+
+    /// Where a guest's connection to a service is taken to: by port, else by GUID.
+    fn peers(&self, service: &Guid) -> impl Iterator<Item = PathBuf> {
+        let with = |suffix: String| {
+            let mut name = OsString::from(&self.path);
+            name.push("_");
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let port = port_of(service).map(|port| with(port.to_string()));
+        port.into_iter().chain([with(service.to_string())])
+    }
+
+    /// The socket that clients connect to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// One end on this host.
+enum End {
+    Greeting(Greeting),
+    Connection(Connection),
+}
+
+/// A connection, as far as the epoll loop knows it.
+struct Connection {
+    relid: Relid,
+    /// Both directions of the Unix socket are closed.
+    gone: Arc<AtomicBool>,
+}
+
+/// The sockets of one machine.
+pub struct Vsock {
+    settings: Arc<VsockSettings>,
+    epoll: Arc<Epoll>,
+    /// The loop's token of the end 0.
+    base: u64,
+    next: u64,
+    ends: BTreeMap<u64, End>,
+    connections: BTreeMap<Relid, u64>,
+    greetings: usize,
+    instances: Instances,
+}
+
+impl Vsock {
+    /// Watches the listener as `listener`, and its ends as `base` and more.
+    pub fn start(
+        settings: Arc<VsockSettings>,
+        epoll: Arc<Epoll>,
+        listener: u64,
+        base: u64,
+    ) -> io::Result<Self> {
+        epoll.ctl(
+            ControlOperation::Add,
+            settings.listener.as_raw_fd(),
+            EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, listener),
+        )?;
+        Ok(Self {
+            settings,
+            epoll,
+            base,
+            next: 0,
+            ends: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            greetings: 0,
+            instances: Instances::seeded()?,
+        })
+    }
+
+    /// Takes the clients that wait.
+    pub fn accept(&mut self) {
+        loop {
+            match self.settings.listener.accept() {
+                Ok((client, _)) => {
+                    if let Err(error) = self.greet(client) {
+                        log::debug!("vsock: a client could not be taken: {error}");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Out of files, most likely. What is left is taken when some
+                // connection has ended.
+                Err(error) => {
+                    log::warn!("vsock: a client could not be taken: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn greet(&mut self, client: UnixStream) -> io::Result<()> {
+        client.set_nonblocking(true)?;
+        if self.greetings >= MAX_GREETINGS {
+            let silent = |(id, end): (&u64, &End)| matches!(end, End::Greeting(_)).then_some(*id);
+            if let Some(id) = self.ends.iter().find_map(silent) {
+                self.ends.remove(&id);
+                self.greetings -= 1;
+            }
+        }
+        let id = self.new_id();
+        self.watch(&client, id, ControlOperation::Add)?;
+        self.ends.insert(id, End::Greeting(Greeting::new(client)));
+        self.greetings += 1;
+        Ok(())
+    }
+
+    fn new_id(&mut self) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        id
+    }
+
+    fn watch(&self, socket: &UnixStream, id: u64, how: ControlOperation) -> io::Result<()> {
+        let event = EpollEvent::new(stream::WATCHED, self.base + id);
+        self.epoll.ctl(how, socket.as_raw_fd(), event)
+    }
+
+    /// Something happened to an end.
+    pub fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
+        let id = token.wrapping_sub(self.base);
+        match self.ends.get_mut(&id) {
+            Some(End::Connection(connection)) => {
+                if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+                    connection.gone.store(true, Ordering::Relaxed);
+                }
+                host.poke(now, connection.relid);
+            }
+            Some(End::Greeting(greeting)) => match greeting.hear() {
+                Heard::NotYet => {}
+                Heard::Nonsense => self.dismiss(id, "expected CONNECT PORT or CONNECT GUID"),
+                Heard::Gone => self.dismiss(id, ""),
+                Heard::Connect(service) => self.connect(host, now, id, service),
+            },
+            // An event from before it went.
+            None => {}
+        }
+    }
+
+    /// Ends a greeting.
+    fn dismiss(&mut self, id: u64, why: &str) {
+        if let Some(End::Greeting(greeting)) = self.ends.remove(&id) {
+            self.greetings -= 1;
+            if !why.is_empty() {
+                greeting.refuse(why);
+            }
+        }
+    }
+
+    /// A client wants a service of the guest.
+    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid) {
+        if self.connections.len() >= self.settings.max_connections {
+            return self.dismiss(id, "too many connections");
+        }
+        let Some(End::Greeting(greeting)) = self.ends.remove(&id) else {
+            return;
+        };
+        self.greetings -= 1;
+        let gone = Arc::new(AtomicBool::new(false));
+        let stream = UnixEnd::new(
+            greeting.into_client(),
+            Arc::clone(&self.epoll),
+            self.base + id,
+            Arc::clone(&gone),
+        );
+        let name = port_of(&service).map_or_else(|| service.to_string(), |port| port.to_string());
+        let stream = Box::new(stream.answering(&name));
+        let socket = Socket::connecting(now, service, self.instances.next(), stream);
+        match host.offer(now, Box::new(socket)) {
+            Ok(relid) => self.connected(id, relid, gone),
+            // The client hears it from the stream, which is dropped with the device.
+            Err(error) => log::debug!("vsock: {error}"),
+        }
+    }
+
+    /// The guest wants a service of this host.
+    pub fn request(&mut self, host: &mut Bus, now: Duration, request: &TlConnectRequest) {
+        match self.find_peer(request) {
+            Ok(client) => {
+                let id = self.new_id();
+                if let Err(error) = self.take(host, now, request, client, id) {
+                    log::debug!("vsock: {}: {error}", request.service);
+                    host.refuse_connect(now, request);
+                }
+            }
+            Err(error) => {
+                log::debug!("vsock: nobody listens for {}: {error}", request.service);
+                host.refuse_connect(now, request);
+            }
+        }
+    }
+
+    fn find_peer(&self, request: &TlConnectRequest) -> io::Result<UnixStream> {
+        if self.connections.len() >= self.settings.max_connections {
+            return Err(io::Error::other("too many connections"));
+        }
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for path in self.settings.peers(&request.service) {
+            match sys::connect_unix(&path) {
+                Ok(client) => return Ok(client),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn take(
+        &mut self,
+        host: &mut Bus,
+        now: Duration,
+        request: &TlConnectRequest,
+        client: UnixStream,
+        id: u64,
+    ) -> io::Result<()> {
+        self.watch(&client, id, ControlOperation::Add)?;
+        let gone = Arc::new(AtomicBool::new(false));
+        let stream = UnixEnd::new(
+            client,
+            Arc::clone(&self.epoll),
+            self.base + id,
+            Arc::clone(&gone),
+        );
+        let socket = Socket::accepting(now, request, Box::new(stream));
+        let relid = host
+            .offer(now, Box::new(socket))
+            .map_err(io::Error::other)?;
+        self.connected(id, relid, gone);
+        Ok(())
+    }
+
+    fn connected(&mut self, id: u64, relid: Relid, gone: Arc<AtomicBool>) {
+        self.connections.insert(relid, id);
+        self.ends
+            .insert(id, End::Connection(Connection { relid, gone }));
+    }
+
+    /// The guest has released a channel.
+    pub fn released(&mut self, relid: Relid) {
+        if let Some(id) = self.connections.remove(&relid) {
+            self.ends.remove(&id);
+            // There may be files again for those who could not be taken.
+            self.accept();
+        }
+    }
+
+    /// Connections that are offered or open.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        // The listener lives on and is watched by the next machine's loop.
+        let _ = self.epoll.ctl(
+            ControlOperation::Delete,
+            self.settings.listener.as_raw_fd(),
+            EpollEvent::default(),
+        );
+    }
+}
+
+/// Instance GUIDs for connections that this host makes: unique, and not to be
+/// guessed. Their first 32 bits count, and are what the guest sees as our port.
+struct Instances {
+    random: u128,
+    count: u32,
+}
+
+impl Instances {
+    fn seeded() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        sys::random(&mut bytes)?;
+        Ok(Self {
+            random: u128::from_ne_bytes(bytes) >> 32,
+            count: 0x4000_0000,
+        })
+    }
+
+    fn next(&mut self) -> Guid {
+        self.count = self.count.wrapping_add(1);
+        Guid::from_u128(u128::from(self.count) << 96 | self.random)
+    }
+}

@@ -44,9 +44,7 @@ pub fn run(context: &Context, socket: &Path, offer: &str) -> Outcome {
     let said = vm.sh_ok(&format!("dmesg | grep -E '{words}'"))?;
     let mut view = View::new(offer, &said, Traffic::of(&trace));
     let live = terminal::interactive();
-    if !live {
-        print(&view.guest())?;
-    }
+    print(&view.guest())?;
     let clock = Clock::start(vm);
     let shown = if live {
         watch(&control, &mut view, &clock)

@@ -102,7 +102,10 @@ impl Image {
         let _lock = Lock::take(&format!("image-{role}-{}", kernel.name))?;
         let initramfs = paths::cache("images")?.join(format!("{role}-{}.cpio", kernel.name));
         let key_file = initramfs.with_extension("key");
-        let key = key(&kernel, modules, &[&agent, &busybox])?;
+        let mut key = key(&kernel, modules, &[&agent, &busybox])?;
+        if role == "systemd" {
+            key.push_str(&rootfs::recipe());
+        }
         let known = fs::read_to_string(&key_file).unwrap_or_default();
         if known != key || !initramfs.exists() {
             whisper(format_args!("building the {role} image of {}", kernel.name));

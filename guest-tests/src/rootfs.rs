@@ -91,6 +91,11 @@ const LINKS: &[(&str, &str)] = &[
     ("etc/systemd/system/serial-getty@ttyS0.service", "/dev/null"),
 ];
 
+/// What the image is made by, as text to compare.
+pub fn recipe() -> String {
+    format!("packages {PACKAGES}\nwithout {UNREAD:?}\nfiles {OURS:?}\nlinks {LINKS:?}\n")
+}
+
 /// The files of the image: the distribution's tree with these modules, agent and
 /// busybox.
 pub fn compose(release: &str, modules: &[Module], agent: &Path, busybox: &Path) -> Result<Vec<u8>> {
@@ -143,7 +148,9 @@ pub fn compose(release: &str, modules: &[Module], agent: &Path, busybox: &Path) 
 fn tree() -> Result<PathBuf> {
     let _lock = Lock::take("rootfs")?;
     let dir = paths::cache("rootfs")?.join(RELEASE);
-    if dir.exists() {
+    // Its packages are told by a file beside it.
+    let list = dir.with_extension("packages");
+    if dir.exists() && fs::read_to_string(&list).is_ok_and(|known| known == PACKAGES) {
         return Ok(dir);
     }
     if !rustix::process::geteuid().is_root() {
@@ -167,6 +174,7 @@ fn tree() -> Result<PathBuf> {
         output_of(LAYER, &mut command)
     })?;
     paths::finish(&fresh, &dir)?;
+    fs::write(&list, PACKAGES).context(LAYER, list.display())?;
     Ok(dir)
 }
 

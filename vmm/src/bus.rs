@@ -197,7 +197,7 @@ impl Loop {
             self.toggle_test_devices();
             let now = self.now();
             self.services.offer(&mut self.host, now);
-            self.do_actions()?;
+            self.do_actions();
             if let Some(trace) = &self.trace {
                 trace.flush();
             }
@@ -221,7 +221,7 @@ impl Loop {
                     token if token >= SOCKETS => self.socket(token, event.event_set()),
                     channel => self.channel(channel),
                 }
-                self.do_actions()?;
+                self.do_actions();
             }
             let now = self.now();
             if self.host.next_deadline().is_some_and(|at| at <= now) {
@@ -259,7 +259,7 @@ impl Loop {
                 // Only a flood gets here: see `set_congested`.
                 log::debug!("a message of the guest's was dropped: {status}");
             }
-            self.do_actions()?;
+            self.do_actions();
         }
         // There may be more, and the bell has been read.
         self.from_guest.bell.write(1)
@@ -324,7 +324,7 @@ impl Loop {
 
     /// Does what the bus wants, until there is nothing left or the guest has to
     /// read its messages first.
-    fn do_actions(&mut self) -> io::Result<()> {
+    fn do_actions(&mut self) {
         let now = self.now();
         self.services.settle(&mut self.host, now);
         while let Some(action) = self.host.poll_action() {
@@ -340,7 +340,7 @@ impl Loop {
                         Err(SynicError::QueueFull) => {
                             self.host.defer(action);
                             self.hyperv.set_congested(true);
-                            return Ok(());
+                            return;
                         }
                         Err(error) => log::debug!("message to {vp}: {error}"),
                     }
@@ -353,11 +353,19 @@ impl Loop {
                 Action::ChannelOpened {
                     relid,
                     event_connection_id,
-                } => self.bind(relid, event_connection_id)?,
+                } => {
+                    if let Err(error) = self.bind(relid, event_connection_id) {
+                        // Out of files, most likely. The guest can try again.
+                        log::warn!("{relid} cannot be served: {error}");
+                        let _ = self.host.rescind(now, relid);
+                    }
+                }
                 Action::ChannelClosed { relid } => self.unbind(relid),
                 Action::ChannelReleased { relid } => {
                     log::debug!("{relid} released");
-                    if let Some(vsock) = &mut self.vsock {
+                    // The number may be in use again.
+                    let free = self.host.channel_state(relid).is_none();
+                    if let Some(vsock) = self.vsock.as_mut().filter(|_| free) {
                         vsock.released(relid);
                     }
                 }
@@ -373,7 +381,6 @@ impl Loop {
             }
         }
         self.hyperv.set_congested(false);
-        Ok(())
     }
 
     fn bind(&mut self, relid: Relid, connection_id: u32) -> io::Result<()> {

@@ -212,7 +212,11 @@ impl<'a> Supervisor<'a> {
         if args.ic.contains(ServiceKind::Vsock) {
             let (listener, bound) = bind_vsock(args.vsock.as_deref(), socket.path())?;
             let path = bound.path().to_owned();
-            bus.vsock = Some(Arc::new(VsockSettings::new(listener, path)?));
+            bus.vsock = Some(Arc::new(VsockSettings::new(
+                listener,
+                path,
+                args.cpus.get(),
+            )?));
             vsock = Some(bound);
         }
         let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);

@@ -78,6 +78,14 @@ impl Channel<'_> {
         }
     }
 
+    /// Whether the guest has read everything that was sent.
+    pub fn is_drained(&mut self) -> Result<bool, SendError> {
+        let free = self.outgoing.free().inspect_err(|error| {
+            *self.broken = Some(*error);
+        })?;
+        Ok(free == self.outgoing.size())
+    }
+
     /// The largest payload that a packet to the guest can have.
     pub fn max_payload(&self) -> usize {
         // The length field of a packet ends at 0xffff units of 8 bytes.

@@ -65,6 +65,10 @@ pub struct Socket {
     host_ended: bool,
     /// The guest was told that.
     fin_sent: bool,
+    /// The host's end takes nothing more: what the guest sends is dropped.
+    deaf: bool,
+    /// Something was sent since the guest has ended, and is not read yet.
+    unread: bool,
     /// There may be more to read from the stream.
     more: bool,
 }
@@ -117,13 +121,25 @@ impl Socket {
             guest_ended: false,
             host_ended: false,
             fin_sent: false,
+            deaf: false,
+            unread: false,
             more: false,
         }
     }
 
-    /// Something moved: the time of silence begins anew.
-    fn alive(&mut self, now: Duration) {
-        self.deadline = self.guest_ended.then(|| now.saturating_add(LINGER));
+    /// Sees whether the silence goes on after the guest has ended, or the host's
+    /// end is gone. What the guest does not read breaks no silence: it may have
+    /// closed its socket, which looks the same.
+    fn watch_silence(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if self.unread && channel.is_drained()? {
+            self.unread = false;
+            self.deadline = None;
+        }
+        let gone = self.stream.as_ref().is_some_and(|stream| stream.is_gone());
+        if (self.guest_ended || gone) && self.deadline.is_none() {
+            self.deadline = Some(now.saturating_add(LINGER));
+        }
+        Ok(())
     }
 
     /// Ends the connection if there is nothing left to do.
@@ -132,7 +148,7 @@ impl Socket {
             Some(stream) => stream.is_gone(),
             None => true,
         };
-        if self.fin_sent && (self.guest_ended || gone) {
+        if self.fin_sent && (self.guest_ended || self.deaf || gone) {
             self.stream = None;
         }
     }
@@ -140,6 +156,7 @@ impl Socket {
     /// Moves what the stream gives into the ring, as far as there is room.
     fn pump(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
         self.more = false;
+        self.watch_silence(now, channel)?;
         let chunk = chunk_of(channel.max_payload());
         let mut buffer = Vec::new();
         for _ in 0..PACKETS_PER_TURN {
@@ -159,7 +176,7 @@ impl Socket {
                     let size = u32::try_from(data.len()).unwrap_or(0);
                     let header = PipeHeader::data(size).to_bytes();
                     channel.send(PacketMeta::in_band(0), &[&header, data])?;
-                    self.alive(now);
+                    self.unread = self.guest_ended;
                 }
                 Err(StreamError::WouldBlock) => return Ok(()),
             }
@@ -210,6 +227,7 @@ impl Device for Socket {
         let (header, data) = PipeHeader::parse(packet.payload).ok_or(DeviceError)?;
         let sound = packet.packet_type == PacketType::IN_BAND
             && header.flags == PIPE_DATA
+            && data.len() <= MAX_DATA
             && !self.guest_ended;
         if !sound {
             return Err(DeviceError);
@@ -221,18 +239,22 @@ impl Device for Socket {
         if data.is_empty() {
             self.guest_ended = true;
             stream.close_write();
-            self.alive(now);
+            self.deadline = Some(now.saturating_add(LINGER));
             self.check_end();
             return Ok(Flow::Done);
         }
         // The guest may have changed the packet since it was shown last.
         while let Some(rest) = data.get(self.taken..).filter(|rest| !rest.is_empty()) {
+            if self.deaf {
+                break;
+            }
             match stream.write(rest) {
                 Ok(len) => self.taken += len,
                 Err(StreamError::WouldBlock) => return Ok(Flow::Later),
                 Err(StreamError::Gone) => {
-                    self.stream = None;
-                    break;
+                    // What it has sent before still goes to the guest.
+                    self.deaf = true;
+                    self.more = true;
                 }
             }
         }

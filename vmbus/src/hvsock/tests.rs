@@ -84,7 +84,7 @@ impl Stream for Handle {
     fn read(&mut self, into: &mut [u8]) -> Result<usize, StreamError> {
         self.0.with(|end| {
             let len = into.len().min(end.to_guest.len());
-            if len == 0 && !end.host_ended {
+            if len == 0 && !end.host_ended && !end.gone {
                 return Err(StreamError::WouldBlock);
             }
             for byte in &mut into[..len] {
@@ -297,7 +297,7 @@ fn a_host_that_is_gone_ends_both_directions() {
     let (mut guest, mut channel, memory) = open(usize::MAX, 7);
     memory.with(|end| end.gone = true);
     assert!(guest.send(&mut channel, 0, &frame(b"to nobody")));
-    assert!(rescinded(&mut guest), "an abort without FIN");
+    assert!(rescinded(&mut guest));
 }
 
 #[test]
@@ -320,11 +320,45 @@ fn a_silent_end_lingers_only_so_long() {
     memory.with(|end| end.to_guest.extend(b"late"));
     poke(&mut guest, channel.relid);
     assert_eq!(read_all(&mut guest, &mut channel).0, b"late");
+    memory.with(|end| end.to_guest.extend(b"later"));
+    poke(&mut guest, channel.relid);
     guest.advance(Duration::from_secs(99));
-    assert!(!rescinded(&mut guest), "it has spoken since");
+    assert!(!rescinded(&mut guest), "the guest has read since");
+    // What it does not read does not count.
+    memory.with(|end| end.to_guest.extend(b"latest"));
+    poke(&mut guest, channel.relid);
     guest.advance(Duration::from_secs(1));
     assert!(rescinded(&mut guest));
     assert!(memory.with(|end| end.dropped));
+}
+
+#[test]
+fn a_client_that_left_while_the_ring_was_full_is_not_kept() {
+    let (mut guest, channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| end.to_guest.extend(vec![1; 100_000]));
+    poke(&mut guest, channel.relid);
+    memory.with(|end| end.gone = true);
+    poke(&mut guest, channel.relid);
+    guest.advance(LINGER.saturating_sub(Duration::from_secs(1)));
+    assert!(!rescinded(&mut guest), "the guest may still read");
+    guest.advance(Duration::from_secs(1));
+    assert!(rescinded(&mut guest));
+}
+
+#[test]
+fn what_a_client_sent_before_it_left_arrives() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| {
+        end.to_guest.extend(b"the last words");
+        end.gone = true;
+    });
+    // The first that is heard of it is a write that fails.
+    assert!(guest.send(&mut channel, 0, &frame(b"hello?")));
+    assert!(rescinded(&mut guest));
+    assert_eq!(
+        read_all(&mut guest, &mut channel),
+        (b"the last words".to_vec(), true)
+    );
 }
 
 #[test]
@@ -344,6 +378,7 @@ fn nonsense_costs_the_guest_its_connection() {
         header(0, 0),
         header(1, 1),
         header(1, u32::MAX),
+        frame(&vec![0; MAX_DATA + 1]),
     ];
     for nonsense in cases {
         let (mut guest, mut channel, memory) = open(usize::MAX, 7);

@@ -12,7 +12,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::sys;
@@ -189,8 +189,13 @@ fn bind(flag: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
             // A connection to a plain file is refused too; it is not ours to remove.
             return Err(fail(io::ErrorKind::AlreadyExists.into()));
         }
-        match UnixStream::connect(path) {
+        match sys::connect_unix(path) {
             Ok(_) => {
+                let path = path.to_owned();
+                return Err(SocketError::InUse { flag, path });
+            }
+            // Somebody is there who takes no clients.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let path = path.to_owned();
                 return Err(SocketError::InUse { flag, path });
             }

@@ -41,8 +41,13 @@ type Bus = Host<GuestMemory>;
 const MAX_GREETINGS: usize = 512;
 /// Connections, if the process may open enough files.
 const MAX_CONNECTIONS: usize = 1500;
-/// Files that are needed for other things.
-const FILES_KEPT: u64 = 128;
+/// Clients that are taken before others get their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Files that are needed for other things: the control API's clients, clients
+/// that greet, and what every machine has.
+const FILES_KEPT: u64 = 256 + MAX_GREETINGS as u64;
+/// A vCPU takes its own and its interrupt's.
+const FILES_PER_CPU: u64 = 2;
 /// A connection takes its socket and its channel's eventfd twice.
 const FILES_PER_CONNECTION: u64 = 3;
 
@@ -56,9 +61,10 @@ pub struct VsockSettings {
 
 impl VsockSettings {
     /// Listens at a path that is bound already.
-    pub fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
+    pub fn new(listener: UnixListener, path: PathBuf, cpus: u32) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let files = sys::raise_file_limit()?.saturating_sub(FILES_KEPT);
+        let kept = FILES_KEPT + FILES_PER_CPU * u64::from(cpus);
+        let files = sys::raise_file_limit()?.saturating_sub(kept);
         let most = usize::try_from(files / FILES_PER_CONNECTION).unwrap_or(usize::MAX);
         Ok(Self {
             listener,
@@ -109,6 +115,9 @@ pub struct Vsock {
     connections: BTreeMap<Relid, u64>,
     greetings: usize,
     instances: Instances,
+    listener: u64,
+    /// There was no file for a client: the listener is not watched for now.
+    starved: bool,
 }
 
 impl Vsock {
@@ -119,11 +128,9 @@ impl Vsock {
         listener: u64,
         base: u64,
     ) -> io::Result<Self> {
-        epoll.ctl(
-            ControlOperation::Add,
-            settings.listener.as_raw_fd(),
-            EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, listener),
-        )?;
+        let event = EpollEvent::new(EventSet::IN, listener);
+        let fd = settings.listener.as_raw_fd();
+        epoll.ctl(ControlOperation::Add, fd, event)?;
         Ok(Self {
             settings,
             epoll,
@@ -133,12 +140,14 @@ impl Vsock {
             connections: BTreeMap::new(),
             greetings: 0,
             instances: Instances::seeded()?,
+            listener,
+            starved: false,
         })
     }
 
-    /// Takes the clients that wait.
+    /// Takes clients that wait.
     pub fn accept(&mut self) {
-        loop {
+        for _ in 0..ACCEPTS_PER_TURN {
             match self.settings.listener.accept() {
                 Ok((client, _)) => {
                     if let Err(error) = self.greet(client) {
@@ -147,24 +156,46 @@ impl Vsock {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Out of files, most likely. What is left is taken when some
-                // connection has ended.
+                // Out of files, most likely: who is silent has to go, else the
+                // rest is taken when some connection has ended.
                 Err(error) => {
-                    log::warn!("vsock: a client could not be taken: {error}");
-                    return;
+                    if !self.evict() {
+                        log::warn!("vsock: a client could not be taken: {error}");
+                        self.watch_listener(false);
+                        return;
+                    }
                 }
             }
         }
     }
 
+    fn watch_listener(&mut self, on: bool) {
+        if self.starved != on {
+            return;
+        }
+        let events = if on { EventSet::IN } else { EventSet::empty() };
+        let event = EpollEvent::new(events, self.listener);
+        let fd = self.settings.listener.as_raw_fd();
+        match self.epoll.ctl(ControlOperation::Modify, fd, event) {
+            Ok(()) => self.starved = !on,
+            Err(error) => log::warn!("vsock: {error}"),
+        }
+    }
+
+    /// Ends the client that has been silent the longest, if there is one.
+    fn evict(&mut self) -> bool {
+        let silent = |(id, end): (&u64, &End)| matches!(end, End::Greeting(_)).then_some(*id);
+        let oldest = self.ends.iter().find_map(silent);
+        oldest.is_some_and(|id| {
+            self.dismiss(id, "");
+            true
+        })
+    }
+
     fn greet(&mut self, client: UnixStream) -> io::Result<()> {
         client.set_nonblocking(true)?;
         if self.greetings >= MAX_GREETINGS {
-            let silent = |(id, end): (&u64, &End)| matches!(end, End::Greeting(_)).then_some(*id);
-            if let Some(id) = self.ends.iter().find_map(silent) {
-                self.ends.remove(&id);
-                self.greetings -= 1;
-            }
+            self.evict();
         }
         let id = self.new_id();
         self.watch(&client, id, ControlOperation::Add)?;
@@ -187,9 +218,10 @@ impl Vsock {
     /// Something happened to an end.
     pub fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
         let id = token.wrapping_sub(self.base);
+        let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         match self.ends.get_mut(&id) {
             Some(End::Connection(connection)) => {
-                if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+                if gone {
                     connection.gone.store(true, Ordering::Relaxed);
                 }
                 host.poke(now, connection.relid);
@@ -198,7 +230,7 @@ impl Vsock {
                 Heard::NotYet => {}
                 Heard::Nonsense => self.dismiss(id, "expected CONNECT PORT or CONNECT GUID"),
                 Heard::Gone => self.dismiss(id, ""),
-                Heard::Connect(service) => self.connect(host, now, id, service),
+                Heard::Connect(service) => self.connect(host, now, id, service, gone),
             },
             // An event from before it went.
             None => {}
@@ -212,11 +244,12 @@ impl Vsock {
             if !why.is_empty() {
                 greeting.refuse(why);
             }
+            self.watch_listener(true);
         }
     }
 
     /// A client wants a service of the guest.
-    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid) {
+    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, gone: bool) {
         if self.connections.len() >= self.settings.max_connections {
             return self.dismiss(id, "too many connections");
         }
@@ -224,7 +257,7 @@ impl Vsock {
             return;
         };
         self.greetings -= 1;
-        let gone = Arc::new(AtomicBool::new(false));
+        let gone = Arc::new(AtomicBool::new(gone));
         let stream = UnixEnd::new(
             greeting.into_client(),
             Arc::clone(&self.epoll),
@@ -297,7 +330,10 @@ impl Vsock {
     }
 
     fn connected(&mut self, id: u64, relid: Relid, gone: Arc<AtomicBool>) {
-        self.connections.insert(relid, id);
+        if let Some(before) = self.connections.insert(relid, id) {
+            // Its release is on its way to us, and its number in use again.
+            self.ends.remove(&before);
+        }
         self.ends
             .insert(id, End::Connection(Connection { relid, gone }));
     }
@@ -306,8 +342,7 @@ impl Vsock {
     pub fn released(&mut self, relid: Relid) {
         if let Some(id) = self.connections.remove(&relid) {
             self.ends.remove(&id);
-            // There may be files again for those who could not be taken.
-            self.accept();
+            self.watch_listener(true);
         }
     }
 

@@ -58,6 +58,17 @@ impl Channel<'_> {
         }
     }
 
+    /// Whether the guest has read every packet that was sent.
+    pub fn is_read(&mut self) -> bool {
+        match self.outgoing.is_read() {
+            Ok(read) => read,
+            Err(error) => {
+                *self.broken = Some(error);
+                false
+            }
+        }
+    }
+
     /// The largest payload that a packet to the guest can have.
     pub fn max_payload(&self) -> usize {
         // The length field of a packet ends at 0xffff units of 8 bytes.

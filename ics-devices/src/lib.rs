@@ -3,7 +3,7 @@
 //! [`vmbus`], without threads, files, or a clock.
 //!
 //! ```text
-//!   Heartbeat, Shutdown, TimeSync = Ic<…Protocol>
+//!   Heartbeat, Shutdown, TimeSync, Kvp, Vss, Fcopy = Ic<…Protocol>
 //!                                    │
 //!      Protocol: bodies, what is due ┤
 //!      Link: negotiation, ids, one request at a time, deadlines
@@ -17,7 +17,7 @@
 //! | [`link`] | one channel's state, the same for all services |
 //! | [`protocol`] | what a service adds to it |
 //! | [`slot`] | a place for one request of the host's user |
-//! | [`heartbeat`], [`shutdown`], [`timesync`] | one service each |
+//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`] | one service each |
 //!
 //! # A hostile guest
 //! What the guest sends is copied once by the bus, and parsed with every length
@@ -70,6 +70,7 @@ mod device;
 pub mod heartbeat;
 #[cfg(test)]
 mod hostile;
+pub mod kvp;
 pub mod link;
 pub mod protocol;
 #[cfg(test)]
@@ -84,6 +85,7 @@ pub mod wire;
 
 pub use device::Ic;
 pub use heartbeat::{ApplicationState, Health, Heartbeat};
+pub use kvp::{Kvp, KvpAnswer, KvpRequest};
 pub use protocol::Protocol;
 pub use service::{Service, UnknownService};
 pub use set::{ServiceKind, ServiceSet, ServiceSetError};

@@ -102,6 +102,13 @@ impl<R, T> Slot<R, T> {
         }
     }
 
+    /// The request needs one more packet to the guest, within the same limit.
+    pub fn again(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.sent = false;
+        }
+    }
+
     /// When [`expire`](Self::expire) is to be called.
     pub fn deadline(&self) -> Option<Duration> {
         self.waiting().map(|(_, deadline)| deadline)

@@ -17,7 +17,7 @@
 //! | [`link`] | one channel's state, the same for all services |
 //! | [`protocol`] | what a service adds to it |
 //! | [`slot`] | a place for one request of the host's user |
-//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`] | one service each |
+//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`], [`vss`] | one service each |
 //!
 //! # A hostile guest
 //! What the guest sends is copied once by the bus, and parsed with every length
@@ -81,6 +81,7 @@ pub mod shutdown;
 pub mod slot;
 mod status;
 pub mod timesync;
+pub mod vss;
 pub mod wire;
 
 pub use device::Ic;
@@ -93,3 +94,4 @@ pub use shutdown::{Accepted, Shutdown, ShutdownAction, ShutdownRequest};
 pub use slot::{Outcome, Ticket};
 pub use status::{ServiceError, ServiceState, ServiceStatus};
 pub use timesync::{HostClock, Synced, TimeSample, TimeSync};
+pub use vss::{Filesystems, Vss, VssAnswer, VssRequest};

@@ -17,7 +17,7 @@
 //! | [`link`] | one channel's state, the same for all services |
 //! | [`protocol`] | what a service adds to it |
 //! | [`slot`] | a place for one request of the host's user |
-//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`], [`vss`] | one service each |
+//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`], [`vss`], [`fcopy`] | one service each |
 //!
 //! # A hostile guest
 //! What the guest sends is copied once by the bus, and parsed with every length
@@ -67,6 +67,7 @@
 #![deny(missing_docs)]
 
 mod device;
+pub mod fcopy;
 pub mod heartbeat;
 #[cfg(test)]
 mod hostile;
@@ -85,6 +86,7 @@ pub mod vss;
 pub mod wire;
 
 pub use device::Ic;
+pub use fcopy::{Fcopy, NewFile};
 pub use heartbeat::{ApplicationState, Health, Heartbeat};
 pub use kvp::{Kvp, KvpAnswer, KvpRequest};
 pub use protocol::Protocol;

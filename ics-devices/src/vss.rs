@@ -391,7 +391,6 @@ impl Protocol for VssProtocol {
                     self.slot.sent();
                 }
                 self.thaw_now = false;
-                self.thaw_at = None;
             }
             Some(Operation::Freeze) => {
                 self.filesystems = Filesystems::Freezing;

@@ -44,7 +44,7 @@ pub(super) fn put_text(body: &mut Vec<u8>, text: &str, size: usize) -> u32 {
 }
 
 /// The text in a field: up to a zero or the field's end.
-pub(super) fn get_text(field: &[u8]) -> Result<String, BadAnswer> {
+pub(crate) fn get_text(field: &[u8]) -> Result<String, BadAnswer> {
     let units = field.chunks_exact(2).filter_map(|unit| {
         let bytes: [u8; 2] = unit.try_into().ok()?;
         Some(u16::from_le_bytes(bytes))

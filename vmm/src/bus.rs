@@ -34,6 +34,7 @@ use crate::events::EventHub;
 use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
 use crate::services::Services;
+use crate::services::data::{Data, Items};
 use crate::trace::Trace;
 
 /// Something that other threads want of the bus.
@@ -63,6 +64,9 @@ pub struct BusSettings {
     pub max_version: ProtocolVersion,
     /// Services to offer.
     pub services: ServiceSet,
+    /// Items of the host's for the guest; what is changed stays for the next
+    /// machine.
+    pub items: Items,
     /// Test devices to offer.
     pub devices: Vec<TestDevice>,
     /// Where to write what passes.
@@ -107,10 +111,12 @@ impl BusThread {
         if let Some(event) = hyperv.end_of_message_event() {
             watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
         }
+        let data = Data::new(Arc::clone(&settings.items), Arc::clone(&call_bell));
         let services = settings.services;
+        let hub = settings.hub.clone();
         let bus = Loop {
             host,
-            services: Services::new(services, Arc::clone(&hyperv), settings.hub.clone()),
+            services: Services::new(services, Arc::clone(&hyperv), hub, data),
             hyperv,
             from_guest,
             calls,

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -179,6 +180,7 @@ impl<'a> Supervisor<'a> {
         let bus = BusSettings {
             max_version: args.vmbus_version,
             services: args.ic,
+            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
             devices: args.device.clone(),
             trace,
             hub: log.clone(),
@@ -394,7 +396,7 @@ impl<'a> Supervisor<'a> {
                 }
                 machine.bus().send(BusCall::Service(call));
             }
-            Op::Services | Op::Time | Op::TimeSync => machine.bus().send(BusCall::Service(call)),
+            _ => machine.bus().send(BusCall::Service(call)),
         }
         None
     }

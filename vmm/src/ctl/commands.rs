@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
 use super::client::{Client, running};
-use super::{CtlError, show};
+use super::{CtlError, cp, kvp, show, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
 /// Between two looks at what is waited for.
@@ -66,6 +66,10 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
                 || Ok("the guest's clock was set\n".into()),
             )
         }
+        Command::Kvp(what) => kvp::kvp(&vm, what, args.json),
+        Command::Ip(what) => kvp::ip(&vm, what, args.json),
+        Command::Vss(what) => vss::run(&vm, what, args.json),
+        Command::Cp(what) => cp::run(&vm, what, args.json),
         Command::Events { follow } => vm.lines(&format!("/v1/events?follow={follow}"), |line| {
             let mut out = stdout().lock();
             writeln!(out, "{line}")?;
@@ -216,7 +220,7 @@ fn man(dir: &Path) -> Result<(), CtlError> {
 }
 
 /// Prints the answer as it is, or what it means to people.
-fn print(
+pub(super) fn print(
     json: bool,
     answer: &Value,
     text: impl FnOnce() -> Result<String, CtlError>,
@@ -233,6 +237,6 @@ fn say(json: bool, text: &str) {
     }
 }
 
-fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
+pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
     serde_json::from_value(answer.clone()).map_err(|error| CtlError::Protocol(error.to_string()))
 }

@@ -4,12 +4,15 @@
 mod api;
 mod boot;
 mod console;
+mod fcopy;
+mod kvp;
 mod lifecycle;
 mod memory;
 mod services;
 mod terminal;
 mod usage;
 mod vmbus;
+mod vss;
 
 use crate::suite::Case;
 
@@ -29,6 +32,9 @@ pub fn all() -> Vec<Case> {
         services::shutdown::CASES,
         services::time::CASES,
         services::toggle::CASES,
+        kvp::CASES,
+        vss::CASES,
+        fcopy::CASES,
         api::CASES,
     ]
     .concat()

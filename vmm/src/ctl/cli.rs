@@ -161,7 +161,8 @@ pub enum Time {
 /// What `vmmctl wait` waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// The guest is connected to the bus and every service that is on is ready.
+    /// The guest is connected to the bus and every service that is on is ready,
+    /// or lacks nothing but its daemon.
     Ready,
     /// The heartbeat says that the guest is well.
     Heartbeat,

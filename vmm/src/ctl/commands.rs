@@ -140,7 +140,9 @@ fn holds(condition: &Condition, vm: &VmStatus) -> bool {
     match condition {
         Condition::Ready => {
             let mut enabled = vm.services.iter().filter(|service| service.enabled);
-            vm.vmbus.version.is_some() && enabled.all(|service| service.state == "ready")
+            // A guest need not have the daemons.
+            let is_up = |state: &str| matches!(state, "ready" | "no-daemon");
+            vm.vmbus.version.is_some() && enabled.all(|service| is_up(&service.state))
         }
         Condition::Heartbeat => vm.health == "ok",
         Condition::Service(name) => {

@@ -50,7 +50,12 @@ fn off(context: &Context) -> Outcome {
 
 /// A guest with its daemon: which, if there is one.
 fn ready(context: &Context) -> Outcome<(Vm, Control, Option<&'static str>)> {
-    let (mut vm, control) = boot(context, |setup| setup.args(&["--ic", "+fcopy"]))?;
+    let (mut vm, control) = {
+        let trace = context.dir.join("trace").display().to_string();
+        boot(context, |setup| {
+            setup.args(&["--ic", "+fcopy", "--vmbus-trace", &trace])
+        })?
+    };
     load(&mut vm)?;
     let found = vm.sh("ls /usr/sbin | grep hv_fcopy")?.stdout;
     let daemon = match found.trim() {
@@ -65,30 +70,37 @@ fn ready(context: &Context) -> Outcome<(Vm, Control, Option<&'static str>)> {
 fn start(vm: &mut Vm, control: &Control, daemon: &str) -> Outcome {
     if daemon == "hv_fcopy_uio_daemon" {
         vm.sh_ok("modprobe uio_hv_generic; ls /sys/bus/vmbus/devices/eb765408*/uio")?;
-        // Without its locale it cannot read a name, and that is known.
         vm.sh_ok(daemon)?;
-        control.until("fcopy without a locale", READY, |vm| {
-            let services = vm["services"].as_array().cloned().unwrap_or_default();
-            let mut all = services.iter();
-            all.any(|entry| entry["name"] == "fcopy" && entry["state"] == "error")
-        })?;
-        let ran = control.run(&["cp", "/bin/sh", "guest:/tmp/"])?;
-        ensure!(
-            ran.code == 1 && ran.stderr.contains("en_US.UTF-8"),
-            "without a locale: {ran:?}"
-        );
-        vm.sh_ok(
-            "killall hv_fcopy_uio_daemon; cp -r /usr/lib/locale/C.utf8 \
-             /usr/lib/locale/en_US.utf8",
-        )?;
-        thread::sleep(Duration::from_millis(500));
-    } else {
-        let ran = control.run(&["cp", "/bin/sh", "guest:/tmp/"])?;
-        ensure!(
-            ran.code == 1 && ran.stderr.contains("no-daemon"),
-            "without a daemon: {ran:?}"
-        );
+        let state = || Ok(control.service("fcopy")?["state"].clone());
+        let began = Instant::now();
+        let mut now: Outcome<serde_json::Value> = state();
+        while now
+            .as_ref()
+            .is_ok_and(|now| now == "offered" || now == "open")
+        {
+            ensure!(began.elapsed() < READY, "the daemon does not negotiate");
+            thread::sleep(Duration::from_millis(200));
+            now = state();
+        }
+        if now? == "error" {
+            // Without its locale it cannot read a name, and that is known.
+            let ran = control.run(&["cp", "/bin/sh", "guest:/tmp/"])?;
+            ensure!(
+                ran.code == 1 && ran.stderr.contains("en_US.UTF-8"),
+                "without a locale: {ran:?}"
+            );
+            vm.sh_ok(
+                "killall hv_fcopy_uio_daemon; cp -r /usr/lib/locale/C.utf8 \
+                 /usr/lib/locale/en_US.utf8; sleep 1; hv_fcopy_uio_daemon",
+            )?;
+        }
+        return control.until_ready(&["fcopy"], READY).map(drop);
     }
+    let ran = control.run(&["cp", "/bin/sh", "guest:/tmp/"])?;
+    ensure!(
+        ran.code == 1 && ran.stderr.contains("no-daemon"),
+        "without a daemon: {ran:?}"
+    );
     vm.sh_ok(daemon)?;
     control.until_ready(&["fcopy"], READY).map(drop)
 }
@@ -122,7 +134,7 @@ fn files(context: &Context) -> Outcome {
     for size in [0, 1, 6143, 6144, 6145, big] {
         let path = format!("{dir}/f{size}");
         let data: Vec<u8> = (0..size)
-            .map(|n| (n % 253) as u8 ^ (n >> 12) as u8)
+            .map(|n| u8::try_from((n % 253) ^ ((n >> 12) & 0xff)).unwrap_or(0))
             .collect();
         fs::write(&path, data)?;
         let began = Instant::now();

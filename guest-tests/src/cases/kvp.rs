@@ -59,7 +59,14 @@ fn put(control: &Control, key: &str, value: &str) -> Outcome {
 }
 
 fn vmm_path(key: &str) -> String {
-    key.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    let mut path = String::new();
+    for byte in key.bytes() {
+        path += "%";
+        path.extend(
+            [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')),
+        );
+    }
+    path
 }
 
 fn listed(control: &Control, pool: &str) -> Outcome<Vec<(String, String)>> {

@@ -111,9 +111,9 @@ impl Service for Kvp {
 
     fn pause(&mut self, now: Duration, paused: bool) {
         if paused {
-            Self::pause(self, now)
+            Self::pause(self, now);
         } else {
-            self.resume(now)
+            self.resume(now);
         }
     }
 
@@ -143,9 +143,9 @@ impl Service for Vss {
 
     fn pause(&mut self, now: Duration, paused: bool) {
         if paused {
-            Self::pause(self, now)
+            Self::pause(self, now);
         } else {
-            self.resume(now)
+            self.resume(now);
         }
     }
 
@@ -177,9 +177,9 @@ impl Service for Fcopy {
 
     fn pause(&mut self, now: Duration, paused: bool) {
         if paused {
-            Self::pause(self, now)
+            Self::pause(self, now);
         } else {
-            self.resume(now)
+            self.resume(now);
         }
     }
 

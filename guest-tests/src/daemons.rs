@@ -13,43 +13,25 @@ use std::path::{Path, PathBuf};
 
 use crate::apt::Release;
 use crate::cpio::Archive;
-use crate::error::{Context, Result, failed};
+use crate::error::{Context, Result};
 use crate::paths::{self, Lock};
 use crate::progress::step;
 
 const LAYER: &str = "daemons";
 
 /// Packages whose files are taken.
-const PACKAGES: [&str; 7] = [
-    "hyperv-daemons",
-    "libc6",
-    "libc-bin",
-    // For a file system that can be frozen.
-    "e2fsprogs",
-    "libcom-err2",
-    "libblkid1",
-    "libuuid1",
-];
-/// One library, by its name in older and in newer releases.
-const EITHER: [&str; 2] = ["libext2fs2", "libext2fs2t64"];
-/// Counted up when more packages are taken.
-const FORMAT: u32 = 2;
+const PACKAGES: [&str; 3] = ["hyperv-daemons", "libc6", "libc-bin"];
 /// Where they put their files: `/lib` and `/usr/lib` are one in newer releases.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
 /// Libraries of libc's, by how their names begin: those that it loads by itself
 /// to find a host's name too.
-const WANTED: [&str; 11] = [
+const WANTED: [&str; 6] = [
     "ld-linux-x86-64.so",
     "libc.so",
     "libnss_files.so",
     "libnss_dns.so",
     "libresolv.so",
     "libpthread.so",
-    "libext2fs.so",
-    "libe2p.so",
-    "libcom_err.so",
-    "libblkid.so",
-    "libuuid.so",
 ];
 /// A locale that is no program's own.
 const LOCALE: &str = "usr/lib/locale/C.utf8";
@@ -63,7 +45,7 @@ pub struct Daemons {
 impl Daemons {
     /// From the cache, fetched if they aren't there.
     pub fn get(release_name: &str) -> Result<Self> {
-        let dir = paths::cache("daemons")?.join(format!("{release_name}-{FORMAT}"));
+        let dir = paths::cache("daemons")?.join(release_name);
         let _lock = Lock::take(&format!("daemons-{release_name}"))?;
         if !dir.exists() {
             let _apt = Lock::take(&format!("apt-{release_name}"))?;
@@ -76,10 +58,6 @@ impl Daemons {
                         release.unpack(package, &fresh)?;
                     }
                 }
-                let mut names = EITHER.iter();
-                if !names.any(|package| release.unpack(package, &fresh).is_ok()) {
-                    return Err(failed(LAYER, format!("{release_name} has no {EITHER:?}")));
-                }
                 paths::finish(&fresh, &dir)
             })?;
         }
@@ -91,10 +69,7 @@ impl Daemons {
         for dir in ["lib64", "usr/sbin", "var/lib", "var/log"] {
             archive.directory(dir);
         }
-        self.put_all(archive, "usr/sbin", |name| {
-            name.starts_with("hv_") || name == "mke2fs"
-        })?;
-        self.put_all(archive, "sbin", |name| name == "mke2fs")?;
+        self.put_all(archive, "usr/sbin", |name| name.starts_with("hv_"))?;
         self.put_all(archive, "usr/libexec/hypervkvpd", |_| true)?;
         for dir in LIBRARIES {
             self.put_all(archive, dir, |name| {

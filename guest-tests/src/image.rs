@@ -20,7 +20,7 @@ const LAYER: &str = "image";
 
 /// Counted up when what is put into images changes in a way that the names and
 /// files below don't show.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Modules of a guest's image, whole directories with a `/` at the end.
 const GUEST_MODULES: &[&str] = &[

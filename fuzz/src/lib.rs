@@ -12,6 +12,8 @@
 //! | `control_messages` | the whole bus, through the mock guest |
 //! | `ring` | one pair of rings over arbitrary memory |
 //! | `synic` | MSRs, hypercalls, message slots, event flags |
+//! | `kvp`, `vss`, `fcopy` | a whole service on the bus, through the mock guest |
+//! | `service_replies` | what parses their answers; its input is one |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 
 // A fuzz target panics when something is wrong: that is its purpose.
@@ -26,5 +28,6 @@
 pub mod control;
 pub mod image;
 pub mod ring;
+pub mod service;
 pub mod step;
 pub mod synic;

@@ -52,14 +52,35 @@ fn synic() {
 }
 
 #[test]
-fn kernel_image() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/kernel_image");
+fn services() {
+    use vmbus_fuzz::service::{run_fcopy, run_kvp, run_vss, seeds};
+    write_and_run("kvp", seeds(), run_kvp);
+    write_and_run("vss", seeds(), run_vss);
+    write_and_run("fcopy", seeds(), run_fcopy);
+}
+
+fn write_and_run_files(target: &str, seeds: Vec<(&'static str, Vec<u8>)>, run: impl Fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     fs::create_dir_all(&directory).unwrap();
-    for (name, data) in vmbus_fuzz::image::seeds() {
+    for (name, data) in seeds {
         let path = directory.join(name);
         if fs::read(&path).ok().as_deref() != Some(&data[..]) {
             fs::write(path, &data).unwrap();
         }
-        vmbus_fuzz::image::run(&data);
+        run(&data);
     }
+}
+
+#[test]
+fn service_replies() {
+    use vmbus_fuzz::service::{reply_seeds, run_replies};
+    write_and_run_files("service_replies", reply_seeds(), run_replies);
+}
+
+#[test]
+fn kernel_image() {
+    use vmbus_fuzz::image::{run, seeds};
+    write_and_run_files("kernel_image", seeds(), run);
 }

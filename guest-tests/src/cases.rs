@@ -4,6 +4,8 @@
 mod api;
 mod boot;
 mod console;
+mod fcopy;
+mod kvp;
 mod lifecycle;
 mod memory;
 mod services;
@@ -12,6 +14,7 @@ mod terminal;
 mod usage;
 mod vmbus;
 mod vsock;
+mod vss;
 
 use crate::suite::Case;
 
@@ -31,6 +34,9 @@ pub fn all() -> Vec<Case> {
         services::shutdown::CASES,
         services::time::CASES,
         services::toggle::CASES,
+        kvp::CASES,
+        vss::CASES,
+        fcopy::CASES,
         api::CASES,
         systemd::CASES,
         vsock::CASES,

@@ -10,8 +10,9 @@ use std::process::Command;
 use crate::apt::Release;
 use crate::build;
 use crate::cpio::Archive;
+use crate::daemons::Daemons;
 use crate::error::{Context, Result, output_of};
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel};
 use crate::modules::{Module, Modules, modules_dep};
 use crate::paths::{self, Lock};
 use crate::progress::whisper;
@@ -21,7 +22,7 @@ const LAYER: &str = "image";
 
 /// Counted up when what is put into images changes in a way that the names and
 /// files below don't show.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 4;
 
 /// Modules of a guest's image, whole directories with a `/` at the end.
 const GUEST_MODULES: &[&str] = &[
@@ -76,9 +77,12 @@ impl Image {
     /// The image of a guest, built if it isn't in the cache.
     pub fn guest(name: &str) -> Result<Self> {
         if name == SYSTEMD {
-            return Self::build("systemd", Kernel::get(rootfs::RELEASE)?, SYSTEMD_MODULES);
+            let kernel = Kernel::get(rootfs::RELEASE)?;
+            return Self::build("systemd", kernel, SYSTEMD_MODULES, None);
         }
-        Self::build("guest", Kernel::get(name)?, GUEST_MODULES)
+        let daemons = Daemons::get(kernels::find(name)?.release)?;
+        let kernel = Kernel::get(name)?;
+        Self::build("guest", kernel, GUEST_MODULES, Some(&daemons))
     }
 
     /// Where [`Image::guest`] puts the one with systemd.
@@ -93,10 +97,15 @@ impl Image {
 
     /// The image of the nest itself.
     pub fn nest() -> Result<Self> {
-        Self::build("nest", Kernel::get(crate::kernels::NEST)?, NEST_MODULES)
+        Self::build("nest", Kernel::get(kernels::NEST)?, NEST_MODULES, None)
     }
 
-    fn build(role: &str, kernel: Kernel, modules: &[&str]) -> Result<Self> {
+    fn build(
+        role: &str,
+        kernel: Kernel,
+        modules: &[&str],
+        daemons: Option<&Daemons>,
+    ) -> Result<Self> {
         let agent = build::agent()?;
         let busybox = busybox()?;
         let _lock = Lock::take(&format!("image-{role}-{}", kernel.name))?;
@@ -115,7 +124,7 @@ impl Image {
                     let modules = needed(&kernel, modules)?;
                     rootfs::compose(&kernel.release, &modules, &agent, &busybox)?
                 }
-                _ => compose(&kernel, modules, &agent, &busybox)?,
+                _ => compose(&kernel, modules, &agent, &busybox, daemons)?,
             };
             // A machine that reads the old one keeps it.
             let fresh = initramfs.with_extension("unfinished");
@@ -141,7 +150,13 @@ fn key(kernel: &Kernel, modules: &[&str], files: &[&Path]) -> Result<String> {
     Ok(key)
 }
 
-fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Result<Vec<u8>> {
+fn compose(
+    kernel: &Kernel,
+    wanted: &[&str],
+    agent: &Path,
+    busybox: &Path,
+    daemons: Option<&Daemons>,
+) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).context(LAYER, path.display());
     let mut archive = Archive::default();
     for dir in [
@@ -160,6 +175,9 @@ fn compose(kernel: &Kernel, wanted: &[&str], agent: &Path, busybox: &Path) -> Re
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", 0o644, b"root:x:0:\n");
 
+    if let Some(daemons) = daemons {
+        daemons.put(&mut archive)?;
+    }
     let modules = needed(kernel, wanted)?;
     let root = format!("lib/modules/{}", kernel.release);
     archive.directory(&root);

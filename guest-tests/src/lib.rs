@@ -17,6 +17,7 @@ pub mod build;
 pub mod bzimage;
 pub mod cases;
 pub mod cpio;
+pub mod daemons;
 pub mod demo;
 pub mod elf;
 pub mod error;

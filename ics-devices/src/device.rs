@@ -18,6 +18,8 @@ use crate::wire::{IcVersion, Versions};
 /// A guest whose daemon runs negotiates within this time: the kernel's part
 /// takes milliseconds.
 const DAEMON_GRACE: Duration = Duration::from_secs(2);
+/// And it reads a request within this time.
+const READ_GRACE: Duration = Duration::from_millis(1500);
 
 /// An integration service.
 ///
@@ -131,6 +133,10 @@ impl<P: Protocol> Ic<P> {
                 (ServiceState::Open, detail.into())
             };
         }
+        if self.link.is_unread() {
+            let detail = "the guest's daemon has stopped";
+            return (ServiceState::NoDaemon, detail.into());
+        }
         self.protocol.condition(now)
     }
 
@@ -145,7 +151,10 @@ impl<P: Protocol> Ic<P> {
         let Some(request) = self.protocol.request(now, versions, &mut self.body) else {
             return Ok(());
         };
-        let sent = self.link.request(port, &self.body, request.deadline);
+        let read_by = P::WAITS_FOR_DAEMON.then(|| now.saturating_add(READ_GRACE));
+        let sent = self
+            .link
+            .request(port, &self.body, request.deadline, read_by);
         match sent {
             Ok(()) => self.protocol.sent(now),
             Err(SendError::TooLarge) => {
@@ -193,6 +202,13 @@ impl<P: Protocol> Ic<P> {
                     self.link.count_bad_answer();
                 }
             }
+            Received::Late(message) => {
+                let answer = Answer {
+                    status: message.header.status,
+                    body: message.body,
+                };
+                self.protocol.late(now, &answer);
+            }
         }
         self.pump(now, port)
     }
@@ -206,8 +222,8 @@ impl<P: Protocol> Ic<P> {
         if self.link.is_paused() {
             return Ok(());
         }
-        if self.link.expire(now) {
-            self.protocol.failed(now, ServiceError::Timeout);
+        if let Some(error) = self.link.expire(now, port) {
+            self.protocol.failed(now, error);
         }
         if self.link.versions().is_some() {
             self.protocol.tick(now);
@@ -240,6 +256,7 @@ impl<P: Protocol> Device for Ic<P> {
         channel: &mut Channel<'_>,
         packet: &Packet<'_>,
     ) -> Result<Flow, DeviceError> {
+        self.protocol.arrived(packet.transaction_id);
         let sent = self.handle_packet(now, channel, packet.packet_type, packet.payload);
         if let Err(error) = sent {
             log::debug!("{}: cannot send: {error}", P::SERVICE);

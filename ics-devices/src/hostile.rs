@@ -9,13 +9,16 @@ use vmbus::host::SendError;
 use vmbus::wire::PacketType;
 
 use crate::device::Ic;
+use crate::fcopy::{FcopyProtocol, NewFile, Target};
 use crate::heartbeat::{Health, HeartbeatProtocol};
+use crate::kvp::{Key, KvpProtocol, KvpRequest, Pool, Value};
 use crate::protocol::Protocol;
 use crate::script::{Script, answer, negotiated, secs};
 use crate::shutdown::{ShutdownAction, ShutdownProtocol, ShutdownRequest};
 use crate::slot::Ticket;
 use crate::timesync::{TimeSample, TimeSyncProtocol};
-use crate::{Heartbeat, Shutdown, TimeSync};
+use crate::vss::{Filesystems, VssProtocol, VssRequest};
+use crate::{Fcopy, Heartbeat, Kvp, Shutdown, TimeSync, Vss};
 
 /// Something happens.
 #[derive(Clone, Debug)]
@@ -159,6 +162,93 @@ impl Promise for TimeSyncProtocol {
     }
 }
 
+impl Promise for KvpProtocol {
+    fn device() -> Ic<Self> {
+        let item = |key: &str| (Key::new(key).unwrap(), Value::U32(7));
+        Kvp::new([item("a"), item("b")])
+    }
+
+    fn fix(_: &mut [u8]) {}
+
+    fn ask(device: &mut Ic<Self>, now: Duration) -> Option<Ticket> {
+        let key = Key::new("c").unwrap();
+        let request = match now.subsec_millis() % 4 {
+            0 => KvpRequest::List(Pool::Guest),
+            1 => KvpRequest::Get(Pool::Auto, key),
+            2 => KvpRequest::Delete(Pool::External, key),
+            _ => KvpRequest::Set(Pool::External, key, Value::U64(1)),
+        };
+        device.request(now, request, secs(10)).ok()
+    }
+
+    fn outcome(device: &mut Ic<Self>) -> Option<Ticket> {
+        device.take_outcome().map(|outcome| outcome.ticket)
+    }
+
+    fn check(script: &Script<Self>, _: &Seen) {
+        let items = script.device.items().len();
+        assert!((2..=3).contains(&items), "the host's items are the host's");
+        assert!(script.device.unsent_items() <= 2 * items + 2);
+    }
+}
+
+impl Promise for VssProtocol {
+    fn device() -> Ic<Self> {
+        Vss::new()
+    }
+
+    fn fix(_: &mut [u8]) {}
+
+    fn ask(device: &mut Ic<Self>, now: Duration) -> Option<Ticket> {
+        let request = match now.subsec_millis() % 3 {
+            0 => VssRequest::Thaw,
+            _ => VssRequest::Freeze { max: secs(5) },
+        };
+        device.request(now, request).ok()
+    }
+
+    fn outcome(device: &mut Ic<Self>) -> Option<Ticket> {
+        device.take_outcome().map(|outcome| outcome.ticket)
+    }
+
+    fn check(script: &Script<Self>, seen: &Seen) {
+        if let Filesystems::Frozen { until, .. } = script.device.filesystems() {
+            assert!(seen.open, "what is frozen is known only while it is open");
+            // A look at the clock later it is thawed, or the VM is paused.
+            let due = script.device.next_deadline();
+            assert!(script.device.is_paused() || due.is_some_and(|due| due <= until));
+        }
+    }
+}
+
+impl Promise for FcopyProtocol {
+    fn device() -> Ic<Self> {
+        Fcopy::new()
+    }
+
+    fn fix(_: &mut [u8]) {}
+
+    fn ask(device: &mut Ic<Self>, now: Duration) -> Option<Ticket> {
+        let file = NewFile::new(Target::new("/tmp/a").unwrap(), 10_000);
+        let ticket = device.start(now, file).ok()?;
+        device.push(now, &[1; 9_000]);
+        if now.subsec_millis().is_multiple_of(2) {
+            device.push(now, &[1; 1_000]);
+        }
+        Some(ticket)
+    }
+
+    fn outcome(device: &mut Ic<Self>) -> Option<Ticket> {
+        device.take_outcome().map(|outcome| outcome.ticket)
+    }
+
+    fn check(script: &Script<Self>, _: &Seen) {
+        if let Some(progress) = script.device.progress() {
+            assert!(progress.written <= progress.size);
+        }
+    }
+}
+
 /// The guest's side: what it read and has not answered, and what it last sent.
 #[derive(Default)]
 struct Guest {
@@ -218,7 +308,9 @@ fn happens<P: Promise>(script: &mut Script<P>, guest: &mut Guest, seen: &mut See
         Event::Spoil(changes) => {
             if let Some(mut payload) = guest.proper(script) {
                 for (at, value) in changes {
-                    payload[at] = value;
+                    if let Some(byte) = payload.get_mut(at) {
+                        *byte = value;
+                    }
                 }
                 guest.send(script, payload);
             }
@@ -268,9 +360,13 @@ fn keeps_its_promises<P: Promise>(events: Vec<Event>) {
         P::check(&script, &seen);
         let _ = script.device.status(script.now);
     }
-    // In the end every request has an outcome.
+    // In the end every request has an outcome: the last may wait for data.
     script.device.resume(script.now);
-    script.advance(secs(10));
+    script.ring.refuses = None;
+    if seen.open {
+        script.poke();
+    }
+    script.advance(secs(200));
     settle(&mut script, &mut waiting);
     assert_eq!(waiting, None);
     // And a guest that opens the channel anew finds all well.
@@ -292,6 +388,21 @@ proptest! {
     #[test]
     fn a_shutdown_survives_anything(events in prop::collection::vec(event(), 0..120)) {
         keeps_its_promises::<ShutdownProtocol>(events);
+    }
+
+    #[test]
+    fn a_data_exchange_survives_anything(events in prop::collection::vec(event(), 0..120)) {
+        keeps_its_promises::<KvpProtocol>(events);
+    }
+
+    #[test]
+    fn a_backup_survives_anything(events in prop::collection::vec(event(), 0..120)) {
+        keeps_its_promises::<VssProtocol>(events);
+    }
+
+    #[test]
+    fn a_file_copy_survives_anything(events in prop::collection::vec(event(), 0..120)) {
+        keeps_its_promises::<FcopyProtocol>(events);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! [`vmbus`], without threads, files, or a clock.
 //!
 //! ```text
-//!   Heartbeat, Shutdown, TimeSync = Ic<…Protocol>
+//!   Heartbeat, Shutdown, TimeSync, Kvp, Vss, Fcopy = Ic<…Protocol>
 //!                                    │
 //!      Protocol: bodies, what is due ┤
 //!      Link: negotiation, ids, one request at a time, deadlines
@@ -17,7 +17,7 @@
 //! | [`link`] | one channel's state, the same for all services |
 //! | [`protocol`] | what a service adds to it |
 //! | [`slot`] | a place for one request of the host's user |
-//! | [`heartbeat`], [`shutdown`], [`timesync`] | one service each |
+//! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`], [`vss`], [`fcopy`] | one service each |
 //!
 //! # A hostile guest
 //! What the guest sends is copied once by the bus, and parsed with every length
@@ -67,9 +67,11 @@
 #![deny(missing_docs)]
 
 mod device;
+pub mod fcopy;
 pub mod heartbeat;
 #[cfg(test)]
 mod hostile;
+pub mod kvp;
 pub mod link;
 pub mod protocol;
 #[cfg(test)]
@@ -80,10 +82,13 @@ pub mod shutdown;
 pub mod slot;
 mod status;
 pub mod timesync;
+pub mod vss;
 pub mod wire;
 
 pub use device::Ic;
+pub use fcopy::{Fcopy, NewFile};
 pub use heartbeat::{ApplicationState, Health, Heartbeat};
+pub use kvp::{Kvp, KvpAnswer, KvpRequest};
 pub use protocol::Protocol;
 pub use service::{Service, UnknownService};
 pub use set::{ServiceKind, ServiceSet, ServiceSetError};
@@ -91,3 +96,4 @@ pub use shutdown::{Accepted, Shutdown, ShutdownAction, ShutdownRequest};
 pub use slot::{Outcome, Ticket};
 pub use status::{ServiceError, ServiceState, ServiceStatus};
 pub use timesync::{HostClock, Synced, TimeSample, TimeSync};
+pub use vss::{Filesystems, Vss, VssAnswer, VssRequest};

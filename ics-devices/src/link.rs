@@ -15,6 +15,8 @@
 //! * A guest driver reads one packet per signal, so there is never more than one
 //!   that is not answered. After a deadline the guest owes an answer, and until
 //!   it comes nothing is sent.
+//! * A driver that does not read without its daemon is known by the ring: the
+//!   request is still in it when the guest has had the time to read it.
 //! * An answer is recognised by its transaction id and type; the ring's own id
 //!   is not reliable. Whatever answers nothing is counted and ignored.
 
@@ -34,11 +36,18 @@ use crate::wire::{
 pub trait Port {
     /// Sends a packet whose payload is `parts` one after the other.
     fn send(&mut self, meta: PacketMeta, parts: &[&[u8]]) -> Result<(), SendError>;
+
+    /// Whether the guest has read every packet that was sent.
+    fn is_read(&mut self) -> bool;
 }
 
 impl Port for Channel<'_> {
     fn send(&mut self, meta: PacketMeta, parts: &[&[u8]]) -> Result<(), SendError> {
         Channel::send(self, meta, parts)
+    }
+
+    fn is_read(&mut self) -> bool {
+        Channel::is_read(self)
     }
 }
 
@@ -89,10 +98,14 @@ enum Pending {
     Waiting {
         id: u8,
         deadline: Option<Duration>,
+        /// When to look whether the guest has read it at all.
+        read_by: Option<Duration>,
     },
     /// Nobody waits for it any more.
     Owed {
         id: u8,
+        /// The guest had not even read it: its daemon is not there.
+        unread: bool,
     },
 }
 
@@ -104,6 +117,8 @@ pub(crate) enum Received<'a> {
     Connected(Versions),
     /// The outstanding request is answered.
     Answer(IcMessage<'a>),
+    /// A request that was given up is answered.
+    Late(IcMessage<'a>),
 }
 
 /// The channel's state.
@@ -192,8 +207,17 @@ impl Link {
         match self.state {
             State::Closed => Err(ServiceError::NotOpen),
             State::Negotiating { .. } | State::Failed(_) => Err(ServiceError::NotNegotiated),
+            State::Ready { .. } if self.is_unread() => Err(ServiceError::NoDaemon),
             State::Ready { versions, .. } => Ok(versions),
         }
+    }
+
+    /// The guest has not even read the last request, and had the time to.
+    pub(crate) fn is_unread(&self) -> bool {
+        let State::Ready { pending, .. } = self.state else {
+            return false;
+        };
+        matches!(pending, Pending::Owed { unread: true, .. })
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -224,36 +248,61 @@ impl Link {
     pub(crate) fn resume(&mut self, now: Duration) -> Option<Duration> {
         let slept = now.saturating_sub(self.paused_at.take()?);
         if let State::Ready {
-            pending: Pending::Waiting { deadline, .. },
+            pending: Pending::Waiting {
+                deadline, read_by, ..
+            },
             ..
         } = &mut self.state
         {
-            *deadline = deadline.map(|deadline| deadline.saturating_add(slept));
+            for at in [deadline, read_by].into_iter().flatten() {
+                *at = at.saturating_add(slept);
+            }
         }
         Some(slept)
     }
 
-    /// When the outstanding request is given up.
+    /// When [`expire`](Self::expire) is to be called.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         match self.state {
             State::Ready {
-                pending: Pending::Waiting { deadline, .. },
+                pending:
+                    Pending::Waiting {
+                        deadline, read_by, ..
+                    },
                 ..
-            } => deadline,
+            } => [deadline, read_by].into_iter().flatten().min(),
             _ => None,
         }
     }
 
-    /// Gives the outstanding request up if its time has come. True if it did.
-    pub(crate) fn expire(&mut self, now: Duration) -> bool {
-        let due = self.deadline().is_some_and(|deadline| deadline <= now);
-        if let State::Ready { pending, .. } = &mut self.state
-            && let Pending::Waiting { id, .. } = *pending
-            && due
-        {
-            *pending = Pending::Owed { id };
+    /// Gives the outstanding request up if its time has come, and says why.
+    pub(crate) fn expire(&mut self, now: Duration, port: &mut dyn Port) -> Option<ServiceError> {
+        let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        let State::Ready { pending, .. } = &mut self.state else {
+            return None;
+        };
+        let Pending::Waiting {
+            id,
+            deadline,
+            read_by,
+        } = pending
+        else {
+            return None;
+        };
+        let unread = due(*read_by) && !port.is_read();
+        if due(*read_by) {
+            *read_by = None;
         }
-        due
+        if !unread && !due(*deadline) {
+            return None;
+        }
+        let id = *id;
+        *pending = Pending::Owed { id, unread };
+        Some(if unread {
+            ServiceError::NoDaemon
+        } else {
+            ServiceError::Timeout
+        })
     }
 
     /// The ring may have room again.
@@ -295,10 +344,15 @@ impl Link {
         port: &mut dyn Port,
         body: &[u8],
         deadline: Option<Duration>,
+        read_by: Option<Duration>,
     ) -> Result<(), SendError> {
         let versions = self.versions().unwrap_or(Versions::NONE);
         let id = self.transmit(port, self.message_type, versions, body)?;
-        let pending = Pending::Waiting { id, deadline };
+        let pending = Pending::Waiting {
+            id,
+            deadline,
+            read_by,
+        };
         self.state = State::Ready { versions, pending };
         Ok(())
     }
@@ -337,10 +391,10 @@ impl Link {
                         self.settle(versions);
                         Received::Answer(message)
                     }
-                    Pending::Owed { id } if id == transaction_id => {
+                    Pending::Owed { id, .. } if id == transaction_id => {
                         self.counts.late += 1;
                         self.settle(versions);
-                        Received::Nothing
+                        Received::Late(message)
                     }
                     _ => self.ignore("answers nothing"),
                 }

@@ -54,7 +54,7 @@ pub trait Protocol: Send + 'static {
     const FRAMEWORKS: &'static [IcVersion] = &[IcVersion::new(1, 0), IcVersion::new(3, 0)];
     /// Service versions to offer, in ascending order.
     const VERSIONS: &'static [IcVersion];
-    /// The guest's driver negotiates only when its daemon runs.
+    /// The guest's driver reads its ring only when its daemon runs.
     const WAITS_FOR_DAEMON: bool = false;
 
     /// The versions are agreed on. State of an earlier connection is void.
@@ -84,6 +84,17 @@ pub trait Protocol: Send + 'static {
 
     /// The request is answered.
     fn answered(&mut self, now: Duration, answer: &Answer<'_>) -> Result<(), BadAnswer>;
+
+    /// A request that has [`failed`](Self::failed) is answered after all. Only
+    /// now is another one sent.
+    fn late(&mut self, now: Duration, answer: &Answer<'_>) {
+        let _ = (now, answer);
+    }
+
+    /// A packet of the guest is about to be looked at: what the ring says of it.
+    fn arrived(&mut self, transaction_id: u64) {
+        let _ = transaction_id;
+    }
 
     /// The request's deadline has passed, or no packet can ever be as large.
     fn failed(&mut self, now: Duration, error: ServiceError);

@@ -48,6 +48,10 @@ impl Port for Ring {
         self.packets.push_back(Sent { meta, payload });
         Ok(())
     }
+
+    fn is_read(&mut self) -> bool {
+        self.packets.is_empty()
+    }
 }
 
 pub(crate) struct Script<P> {

@@ -95,10 +95,22 @@ impl<R, T> Slot<R, T> {
         Some(&job.request)
     }
 
+    /// When the request is to be done, whether it is sent or not.
+    pub fn limit(&self) -> Option<Duration> {
+        self.job.as_ref().map(Job::deadline)
+    }
+
     /// The request is in the ring: from now on its deadline is the link's.
     pub fn sent(&mut self) {
         if let Some(job) = &mut self.job {
             job.sent = true;
+        }
+    }
+
+    /// The request needs one more packet to the guest, within the same limit.
+    pub fn again(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.sent = false;
         }
     }
 

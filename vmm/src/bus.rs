@@ -35,6 +35,7 @@ use crate::events::EventHub;
 use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
 use crate::services::Services;
+use crate::services::data::{Data, Items};
 use crate::trace::Trace;
 use crate::vsock::{Vsock, VsockSettings};
 
@@ -70,6 +71,9 @@ pub struct BusSettings {
     pub services: ServiceSet,
     /// Where Hyper-V sockets end, if the guest is to have them.
     pub vsock: Option<Arc<VsockSettings>>,
+    /// Items of the host's for the guest; what is changed stays for the next
+    /// machine.
+    pub items: Items,
     /// Test devices to offer.
     pub devices: Vec<TestDevice>,
     /// Where to write what passes.
@@ -114,13 +118,15 @@ impl BusThread {
         if let Some(event) = hyperv.end_of_message_event() {
             watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
         }
+        let data = Data::new(Arc::clone(&settings.items), Arc::clone(&call_bell));
         let services = settings.services;
         let vsock = settings.vsock.as_ref().map(|settings| {
             Vsock::start(Arc::clone(settings), Arc::clone(&epoll), LISTENER, SOCKETS)
         });
+        let hub = settings.hub.clone();
         let bus = Loop {
             host,
-            services: Services::new(services, Arc::clone(&hyperv), settings.hub.clone()),
+            services: Services::new(services, Arc::clone(&hyperv), hub, data),
             hyperv,
             from_guest,
             calls,

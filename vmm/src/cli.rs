@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Parser};
 
+use ics_devices::kvp::{Key, Value};
 use ics_devices::{ServiceSet, ServiceSetError};
 use vmbus::wire::ProtocolVersion;
 
@@ -90,10 +91,15 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<PathBuf>,
 
-    /// Integration services to offer: heartbeat, shutdown, timesync, vsock; all, none, or a change such
-    /// as -timesync
+    /// Integration services to offer: heartbeat, shutdown, timesync, kvp, vss, fcopy, vsock; all,
+    /// none, or a change such as +fcopy
     #[arg(long, value_name = "LIST", default_value = "all,-fcopy", value_parser = services, allow_hyphen_values = true)]
     pub ic: ServiceSet,
+
+    /// An item in the pool from host to guest; with @FILE its value is in a file. May be given
+    /// several times
+    #[arg(long, value_name = "KEY=VALUE|KEY=@FILE", value_parser = item, allow_hyphen_values = true)]
+    pub kvp: Vec<(Key, Value)>,
 
     /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
     #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
@@ -288,6 +294,21 @@ fn synic(text: &str) -> Result<SynicChoice, String> {
 fn services(text: &str) -> Result<ServiceSet, String> {
     text.parse()
         .map_err(|error: ServiceSetError| error.to_string())
+}
+
+fn item(text: &str) -> Result<(Key, Value), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("expected KEY=VALUE or KEY=@FILE")?;
+    let key = Key::new(key).map_err(|error| error.to_string())?;
+    let value = match value.strip_prefix('@') {
+        None => value.to_owned(),
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?
+        }
+    };
+    let value = Value::text(&value).map_err(|error| error.to_string())?;
+    Ok((key, value))
 }
 
 fn vmbus_version(text: &str) -> Result<ProtocolVersion, String> {

@@ -74,6 +74,11 @@ pub enum Event {
         /// What it was asked for.
         action: &'static str,
     },
+    /// The guest's file systems: thawed, freezing, frozen, or unknown.
+    Filesystems {
+        /// What they are now.
+        state: &'static str,
+    },
     /// `--timeout` passed.
     TimedOut,
     /// A signal, or the user at the terminal, ended the machine.

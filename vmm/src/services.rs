@@ -6,14 +6,16 @@
 //! here until the service has an outcome; if the machine ends before, dropping
 //! the reply tells the client so.
 
+pub mod data;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ics_devices::{
-    Accepted, Health, Heartbeat, Outcome, Service, ServiceError, ServiceKind, ServiceSet,
-    ServiceState, ServiceStatus, Shutdown, ShutdownAction, ShutdownRequest, Synced, Ticket,
-    TimeSync,
+    Accepted, Fcopy, Filesystems, Health, Heartbeat, Kvp, Outcome, Service, ServiceError,
+    ServiceKind, ServiceSet, ServiceState, ServiceStatus, Shutdown, ShutdownAction,
+    ShutdownRequest, Synced, Ticket, TimeSync, Vss,
 };
 use serde_json::json;
 use vmbus::host::{Device, Host};
@@ -26,9 +28,10 @@ use crate::api::{Op, Reply};
 use crate::events::{Event, EventHub};
 use crate::hyperv::Hyperv;
 use crate::memory::GuestMemory;
+use data::Data;
 
 /// The services that exist so far.
-pub const AVAILABLE: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
+pub const AVAILABLE: [Service; 6] = Service::ALL;
 /// How long the guest may take to accept a new time.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,7 @@ pub struct Services {
     stopping: bool,
     shutdowns: HashMap<Ticket, (PowerAction, Reply)>,
     syncs: HashMap<Ticket, Reply>,
+    data: Data,
     /// What was told by events last.
     told: BTreeMap<Service, ServiceState>,
     told_health: Health,
@@ -59,7 +63,7 @@ pub struct Services {
 
 impl Services {
     /// Of a machine that offers `enabled`.
-    pub fn new(enabled: ServiceSet, hyperv: Arc<Hyperv>, events: EventHub) -> Self {
+    pub fn new(enabled: ServiceSet, hyperv: Arc<Hyperv>, events: EventHub, data: Data) -> Self {
         Self {
             enabled,
             hyperv,
@@ -69,6 +73,7 @@ impl Services {
             stopping: false,
             shutdowns: HashMap::new(),
             syncs: HashMap::new(),
+            data,
             told: BTreeMap::new(),
             told_health: Health::NoContact,
             window: Duration::ZERO,
@@ -91,29 +96,25 @@ impl Services {
     }
 
     fn make(&self, service: Service, now: Duration) -> Box<dyn Device> {
-        match service {
-            Service::Shutdown => {
-                let mut device = Shutdown::new();
+        macro_rules! boxed {
+            ($device:expr) => {{
+                let mut device = $device;
                 if self.paused {
                     device.pause(now);
                 }
                 Box::new(device)
-            }
+            }};
+        }
+        match service {
+            Service::Heartbeat => boxed!(Heartbeat::new()),
+            Service::Shutdown => boxed!(Shutdown::new()),
             Service::TimeSync => {
                 let hyperv = Arc::clone(&self.hyperv);
-                let mut device = TimeSync::new(Box::new(move || hyperv.time_sample()));
-                if self.paused {
-                    device.pause(now);
-                }
-                Box::new(device)
+                boxed!(TimeSync::new(Box::new(move || hyperv.time_sample())))
             }
-            _ => {
-                let mut device = Heartbeat::new();
-                if self.paused {
-                    device.pause(now);
-                }
-                Box::new(device)
-            }
+            Service::Kvp => boxed!(Kvp::new(self.data.items())),
+            Service::Vss => boxed!(Vss::new()),
+            Service::Fcopy => boxed!(Fcopy::new()),
         }
     }
 
@@ -130,7 +131,7 @@ impl Services {
                 }
             )*};
         }
-        each!(Heartbeat, Shutdown, TimeSync);
+        each!(Heartbeat, Shutdown, TimeSync, Kvp, Vss, Fcopy);
     }
 
     /// Does what a client wants.
@@ -143,6 +144,10 @@ impl Services {
             }
             Op::Time => reply.send(self.time(host, now)),
             Op::TimeSync => self.sync(host, now, reply),
+            Op::Kvp(request) => self.kvp(host, now, request, reply),
+            Op::Vss(request) => self.vss(host, now, request, reply),
+            Op::VssState => reply.send(self.vss_state(host, now)),
+            Op::Copy(file) => self.copy(host, now, file, reply),
             Op::Status => reply.send(Err(ApiError::bad_request("not for the services"))),
         }
     }
@@ -210,6 +215,10 @@ impl Services {
 
     fn set_enabled(&mut self, host: &mut Bus, now: Duration, name: &str, on: bool) -> Answer {
         let service = find(name)?;
+        if service == Service::Vss && !on && is_frozen(host) {
+            let message = "vss: the guest's file systems are frozen, and thawing them needs it";
+            return Err(ApiError::new(409, "busy", "host", message));
+        }
         self.enabled = if on {
             self.enabled.with(service)
         } else {
@@ -226,7 +235,7 @@ impl Services {
                 Service::TimeSync => self.syncs.drain().for_each(|(_, reply)| {
                     reply.send(Err(api_error(service, ServiceError::Disabled)));
                 }),
-                _ => {}
+                other => self.data.disabled(other),
             }
             // It may have gone with a session already.
             let _ = host.rescind(now, relid);
@@ -256,6 +265,7 @@ impl Services {
                 });
             }
         }
+        self.settle_data(host, now);
         self.tell(host, now);
     }
 
@@ -352,7 +362,9 @@ impl Services {
             Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.status(now)),
             Service::Shutdown => Some(host.device::<Shutdown>(relid)?.status(now)),
             Service::TimeSync => Some(host.device::<TimeSync>(relid)?.status(now)),
-            _ => None,
+            Service::Kvp => Some(host.device::<Kvp>(relid)?.status(now)),
+            Service::Vss => Some(host.device::<Vss>(relid)?.status(now)),
+            Service::Fcopy => Some(host.device::<Fcopy>(relid)?.status(now)),
         });
         status.unwrap_or_else(|| ServiceStatus::disabled(service))
     }
@@ -362,7 +374,9 @@ impl Services {
             Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.state(now)),
             Service::Shutdown => Some(host.device::<Shutdown>(relid)?.state(now)),
             Service::TimeSync => Some(host.device::<TimeSync>(relid)?.state(now)),
-            _ => None,
+            Service::Kvp => Some(host.device::<Kvp>(relid)?.state(now)),
+            Service::Vss => Some(host.device::<Vss>(relid)?.state(now)),
+            Service::Fcopy => Some(host.device::<Fcopy>(relid)?.state(now)),
         });
         state.unwrap_or(ServiceState::Disabled)
     }
@@ -384,6 +398,13 @@ impl Services {
             _ => Err(ServiceError::NotOffered),
         }
     }
+}
+
+/// The guest's file systems may be frozen.
+fn is_frozen(host: &Bus) -> bool {
+    host.find::<Vss>()
+        .and_then(|relid| host.device::<Vss>(relid))
+        .is_some_and(|device| device.filesystems() != Filesystems::Thawed)
 }
 
 /// The service that a client names.

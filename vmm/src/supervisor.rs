@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ics_devices::ServiceKind;
+use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -184,6 +185,7 @@ impl<'a> Supervisor<'a> {
             max_version: args.vmbus_version,
             services: args.ic,
             vsock: None,
+            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
             devices: args.device.clone(),
             trace,
             hub: log.clone(),
@@ -411,7 +413,7 @@ impl<'a> Supervisor<'a> {
                 }
                 machine.bus().send(BusCall::Service(call));
             }
-            Op::Services | Op::Time | Op::TimeSync => machine.bus().send(BusCall::Service(call)),
+            _ => machine.bus().send(BusCall::Service(call)),
         }
         None
     }

@@ -172,6 +172,7 @@ fn events_are_as_described() {
             detail: String::new(),
         },
         Event::Health { health: "lost" },
+        Event::Filesystems { state: "frozen" },
         Event::ShutdownAccepted { action: "reboot" },
         Event::TimedOut,
         Event::Interrupted { by: "it".into() },
@@ -284,6 +285,8 @@ fn perform(op: &Op) -> Answer {
             PowerAction::Shutdown | PowerAction::Reboot => Ok(json!({"accepted": true})),
             _ => Ok(json!({"done": true})),
         },
+        // docs/kvp.md, docs/vss.md and docs/fcopy.md describe these.
+        _ => Err(ApiError::new(503, "no-daemon", "daemon", "no")),
     }
 }
 

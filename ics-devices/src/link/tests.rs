@@ -299,11 +299,52 @@ fn an_answer_comes_once() {
 fn a_request_that_is_not_answered_in_time_times_out() {
     let mut script = AskScript::asking();
     script.ask(7);
+    script.take();
     script.advance(millis(9_999));
     assert_eq!(script.outcome(), None);
     script.advance(millis(1));
     assert_eq!(script.outcome(), Some(Err(ServiceError::Timeout)));
     assert_eq!(script.state(), ServiceState::Ready);
+    assert!(script.device.versions().is_ok());
+}
+
+#[test]
+fn a_request_that_is_not_even_read_means_that_the_daemon_is_gone() {
+    let mut script = AskScript::asking();
+    script.ask(7);
+    script.advance(millis(1_499));
+    assert_eq!(script.outcome(), None);
+    script.advance(millis(1));
+    assert_eq!(script.outcome(), Some(Err(ServiceError::NoDaemon)));
+    assert_eq!(script.state(), ServiceState::NoDaemon);
+    assert_eq!(script.detail(), "the guest's daemon has stopped");
+    assert_eq!(script.device.versions(), Err(ServiceError::NoDaemon));
+    // It comes back, and finds what was asked.
+    script.advance(secs(3600));
+    assert_eq!(script.unread(), 1);
+    let request = script.take();
+    script.send(&answer(request, 0));
+    assert_eq!(script.outcome(), None);
+    assert_eq!(script.device.counts().late, 1);
+    assert_eq!(script.state(), ServiceState::Ready);
+    script.ask(8);
+    let request = script.take();
+    script.send(&answer(request, 0));
+    assert_eq!(script.outcome(), Some(Ok(8)));
+}
+
+#[test]
+fn a_pause_is_no_reason_to_call_a_request_unread() {
+    let mut script = AskScript::asking();
+    script.ask(7);
+    script.advance(millis(1_000));
+    script.pause();
+    script.advance(secs(60));
+    script.resume();
+    script.advance(millis(499));
+    assert_eq!(script.outcome(), None);
+    script.advance(millis(1));
+    assert_eq!(script.outcome(), Some(Err(ServiceError::NoDaemon)));
 }
 
 #[test]
@@ -464,6 +505,7 @@ fn an_answer_without_its_body_is_bad_and_counted() {
 fn deadlines_stand_still_while_the_vm_is_paused() {
     let mut script = AskScript::asking();
     script.ask(7);
+    script.take();
     script.advance(secs(9));
     script.pause();
     assert_eq!(script.device.next_deadline(), None);
@@ -487,8 +529,8 @@ fn nothing_is_sent_while_the_vm_is_paused() {
     script.resume();
     script.resume();
     assert_eq!(script.unread(), 1);
-    script.advance(secs(9));
     let request = script.take();
+    script.advance(secs(9));
     script.send(&answer(request, 0));
     assert_eq!(script.outcome(), Some(Ok(7)));
 }
@@ -501,6 +543,7 @@ fn a_request_made_during_a_pause_has_its_time_from_the_resume_on() {
     script.ask(7);
     script.advance(secs(60));
     script.resume();
+    script.take();
     script.advance(millis(9_999));
     assert_eq!(script.outcome(), None);
     script.advance(millis(1));

@@ -304,8 +304,31 @@ impl Describe for IcMessage<'_> {
         visit("status", header.status.0.into());
         visit("transaction_id", u16::from(header.transaction_id).into());
         visit("flags", u16::from(header.flags.bits()).into());
+        if let Some(operation) = operation(header.message_type, self.body) {
+            visit("operation", FieldValue::Text(&operation));
+        }
         visit("body", FieldValue::Bytes(self.body));
     }
+}
+
+/// The operation's name, of services that have several.
+fn operation(message_type: MessageType, body: &[u8]) -> Option<&'static str> {
+    let names: &[&str] = match message_type {
+        MessageType::KVP => &["get", "set", "delete", "enumerate", "get-ip", "set-ip"],
+        MessageType::VSS => &[
+            "create",
+            "delete",
+            "check",
+            "get-dm-info",
+            "complete",
+            "freeze",
+            "thaw",
+            "auto-recover",
+        ],
+        MessageType::FCOPY => &["start", "write", "complete", "cancel"],
+        _ => &[],
+    };
+    names.get(usize::from(*body.first()?)).copied()
 }
 
 #[cfg(test)]

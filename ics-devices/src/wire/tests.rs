@@ -203,3 +203,26 @@ proptest! {
         prop_assert_eq!(message, IcMessage { header, body: &body });
     }
 }
+
+#[test]
+fn a_trace_names_the_operation() {
+    let shown = |message_type, first: u8| {
+        let header = IcHeader::request(message_type, Versions::NONE, 1);
+        let mut payload = header.emit(8).unwrap().to_vec();
+        payload.extend([first, 0, 0, 0, 0, 0, 0, 0]);
+        let mut operation = None;
+        IcMessage::parse(&payload)
+            .unwrap()
+            .fields(&mut |name, value| {
+                if let ("operation", FieldValue::Text(text)) = (name, value) {
+                    operation = Some(text.to_string());
+                }
+            });
+        operation
+    };
+    assert_eq!(shown(MessageType::KVP, 3).as_deref(), Some("enumerate"));
+    assert_eq!(shown(MessageType::VSS, 5).as_deref(), Some("freeze"));
+    assert_eq!(shown(MessageType::FCOPY, 1).as_deref(), Some("write"));
+    assert_eq!(shown(MessageType::FCOPY, 9), None);
+    assert_eq!(shown(MessageType::HEARTBEAT, 1), None);
+}

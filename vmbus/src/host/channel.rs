@@ -78,12 +78,15 @@ impl Channel<'_> {
         }
     }
 
-    /// Whether the guest has read everything that was sent.
-    pub fn is_drained(&mut self) -> Result<bool, SendError> {
-        let free = self.outgoing.free().inspect_err(|error| {
-            *self.broken = Some(*error);
-        })?;
-        Ok(free == self.outgoing.size())
+    /// Whether the guest has read every packet that was sent.
+    pub fn is_read(&mut self) -> bool {
+        match self.outgoing.is_read() {
+            Ok(read) => read,
+            Err(error) => {
+                *self.broken = Some(error);
+                false
+            }
+        }
     }
 
     /// The largest payload that a packet to the guest can have.

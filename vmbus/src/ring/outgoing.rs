@@ -74,6 +74,11 @@ impl Outgoing {
         self.writer.current_free(control)
     }
 
+    /// Whether the guest has read everything that was written.
+    pub fn is_read(&mut self) -> Result<bool, RingError> {
+        Ok(self.free()? == self.data.size)
+    }
+
     /// Writes a packet whose payload is `parts` one after the other. The guest
     /// sees it with the next [`publish`](Self::publish).
     ///

@@ -6,9 +6,11 @@
 
 use httparse::{EMPTY_HEADER, Status};
 
+use super::data::is_upload;
+
 /// A request line and its headers may be this long.
 pub const MAX_HEAD: usize = 8 << 10;
-/// A body may be this long; the API's are a few hundred bytes.
+/// A body may be this long, but for files; the API's are a few hundred bytes.
 pub const MAX_BODY: usize = 64 << 10;
 /// More headers than any client sends.
 const MAX_HEADERS: usize = 64;
@@ -62,6 +64,17 @@ pub enum Parsed {
     Whole(Request, usize),
     /// The start of one. `true` if the client waits for leave to send the body.
     Partial(bool),
+    /// The head of a request whose body is passed on while it comes.
+    Head {
+        /// Without its body.
+        request: Request,
+        /// How many bytes the head took.
+        used: usize,
+        /// How long the body is.
+        length: u64,
+        /// The client waits for leave to send the body.
+        expects: bool,
+    },
 }
 
 /// Parses the start of `bytes`.
@@ -84,7 +97,28 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HttpError> {
     for header in head.headers.iter() {
         fields.take(header)?;
     }
-    let end = head_len.saturating_add(fields.length);
+    if is_upload(method, target) {
+        if !fields.length_seen {
+            return Err(HttpError::LengthRequired);
+        }
+        let request = Request {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            body: Vec::new(),
+            keep_alive: fields.keep_alive,
+        };
+        return Ok(Parsed::Head {
+            request,
+            used: head_len,
+            length: fields.length,
+            expects: fields.expects,
+        });
+    }
+    let length = usize::try_from(fields.length).map_err(|_| HttpError::BodyTooLong)?;
+    if length > MAX_BODY {
+        return Err(HttpError::BodyTooLong);
+    }
+    let end = head_len.saturating_add(length);
     let Some(body) = bytes.get(head_len..end) else {
         return Ok(Parsed::Partial(fields.expects));
     };
@@ -102,7 +136,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HttpError> {
 /// The header fields that matter.
 #[derive(Default)]
 struct Fields {
-    length: usize,
+    length: u64,
     length_seen: bool,
     keep_alive: bool,
     expects: bool,
@@ -120,9 +154,6 @@ impl Fields {
             }
             self.length_seen = true;
             self.length = value.parse().map_err(|_| HttpError::BodyTooLong)?;
-            if self.length > MAX_BODY {
-                return Err(HttpError::BodyTooLong);
-            }
         } else if is("transfer-encoding") {
             return Err(HttpError::LengthRequired);
         } else if is("connection") {
@@ -181,6 +212,7 @@ fn reason(status: u16) -> &'static str {
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
+        507 => "Insufficient Storage",
         504 => "Gateway Timeout",
         _ => "Error",
     }

@@ -9,7 +9,9 @@
 //! The API thread only moves bytes. Who is slow, silent or gone holds up
 //! nobody: each connection has its own buffers, all of them bounded.
 
+pub mod data;
 pub mod http;
+pub mod pipe;
 pub mod routes;
 pub mod server;
 pub mod socket;

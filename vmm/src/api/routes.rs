@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which request means which operation.
 
+use ics_devices::{KvpRequest, VssRequest};
 use serde::de::DeserializeOwned;
 
+use super::data::{self, FileCopy};
 use super::http::Request;
 use super::types::{ApiError, PowerBody, ServicePatch};
 
@@ -21,6 +23,14 @@ pub enum Op {
     Time,
     /// `POST /v1/time/sync`
     TimeSync,
+    /// `/v1/kvp/…` and `/v1/ip/…`
+    Kvp(KvpRequest),
+    /// `POST /v1/vss/…`
+    Vss(VssRequest),
+    /// `GET /v1/vss`
+    VssState,
+    /// `POST /v1/files`, while its body comes.
+    Copy(FileCopy),
 }
 
 /// What a request leads to.
@@ -57,7 +67,10 @@ pub fn route(request: &Request) -> Result<Route, ApiError> {
             let follow = query.split('&').all(|word| word != "follow=false");
             return Ok(Route::Events { follow });
         }
-        (parts, _) => return Err(unknown(parts, method, path)),
+        (parts, _) => match data::route(request, parts, method) {
+            Some(op) => op?,
+            None => return Err(unknown(parts, method, path)),
+        },
     };
     Ok(Route::Op(op))
 }
@@ -69,19 +82,18 @@ fn unknown(parts: &[&str], method: &str, path: &str) -> ApiError {
         ["v1", "services", _] => "PATCH",
         ["v1", "time", "sync"] => "POST",
         _ => {
-            return ApiError::new(
-                404,
-                "not-found",
-                "api",
-                format!("there is nothing at {path}"),
-            );
+            let Some(allowed) = data::allowed(parts) else {
+                let message = format!("there is nothing at {path}");
+                return ApiError::new(404, "not-found", "api", message);
+            };
+            allowed
         }
     };
     let message = format!("{path} takes {allowed}, not {method}");
     ApiError::new(405, "method-not-allowed", "api", message)
 }
 
-fn body<T: DeserializeOwned>(request: &Request) -> Result<T, ApiError> {
+pub(super) fn body<T: DeserializeOwned>(request: &Request) -> Result<T, ApiError> {
     serde_json::from_slice(&request.body).map_err(|error| {
         ApiError::bad_request(format!("the body is not what is expected: {error}"))
     })

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  Reading ── whole request ──► Waiting ── reply ──► Reading, or closed
-//!     └────── GET /v1/events ─► Streaming
+//!     ├────── GET /v1/events ─► Streaming
+//!     └────── POST /v1/files ─► Uploading ── all sent ──► Waiting
 //! ```
 //!
 //! A client has at most one request in work. What it sends meanwhile stays in
@@ -22,8 +23,10 @@ use serde_json::to_vec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::data;
 use super::http::{self, Parsed, Request};
-use super::routes::{Route, route};
+use super::pipe::Pipe;
+use super::routes::{Op, Route, route};
 use super::types::{Answer, ApiError, ErrorBody};
 use super::{Call, CallSender, Reply};
 use crate::events::{EventHub, EventLines};
@@ -125,6 +128,21 @@ struct Client {
     /// When the last request ended.
     idle_since: Instant,
     watched: EventSet,
+    upload: Option<Upload>,
+}
+
+/// A body that is passed on while it comes.
+struct Upload {
+    pipe: Pipe,
+    left: u64,
+    /// The client waits for leave to send it.
+    expects: bool,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.pipe.close();
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +151,8 @@ enum State {
     /// For an answer; whether the connection stays open after it.
     Waiting(bool),
     Streaming,
+    /// Sends a file; whether the connection stays open after the answer.
+    Uploading(bool),
     /// What is left is written, then the connection is closed.
     Closing,
 }
@@ -208,6 +228,7 @@ impl Server {
             continued: false,
             idle_since: Instant::now(),
             watched,
+            upload: None,
         };
         self.clients.insert(id, client);
         Ok(())
@@ -240,7 +261,9 @@ impl Server {
             return;
         };
         let mut result = Ok(());
-        if client.state == State::Reading && events.contains(EventSet::IN) {
+        if matches!(client.state, State::Uploading(_)) && events.contains(EventSet::IN) {
+            result = client.pass_on();
+        } else if client.state == State::Reading && events.contains(EventSet::IN) {
             result = client.read();
         } else if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             // Both directions are closed: nobody waits for the answer.
@@ -285,6 +308,30 @@ impl Server {
                     client.input.drain(..used);
                     client.continued = false;
                     self.request(id, &request)?;
+                }
+                Ok(Parsed::Head {
+                    request,
+                    used,
+                    length,
+                    expects,
+                }) => {
+                    client.input.drain(..used);
+                    let pipe = Pipe::new(length, Arc::clone(&self.bell));
+                    match data::upload(&request.target, pipe.clone()) {
+                        Ok(file) => {
+                            client.state = State::Uploading(request.keep_alive);
+                            client.upload = Some(Upload {
+                                pipe,
+                                left: length,
+                                expects,
+                            });
+                            let reply = Reply::new(id, self.sender.clone(), Arc::clone(&self.bell));
+                            let op = Op::Copy(file);
+                            self.calls.send(Call { op, reply });
+                        }
+                        // Its body is still to come, and nobody reads it.
+                        Err(error) => client.answer(Err(error), false)?,
+                    }
                 }
                 Err(error) => {
                     let message = error.to_string();
@@ -344,11 +391,27 @@ impl Server {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
             };
-            let State::Waiting(keep_alive) = client.state else {
-                continue;
+            let keep_alive = match client.state {
+                State::Waiting(keep_alive) => keep_alive,
+                // The rest of the body is not read any more.
+                State::Uploading(_) => false,
+                _ => continue,
             };
+            client.upload = None;
             let result = client.answer(answer, keep_alive);
             self.settle(id, result);
+        }
+        // The guest may take data now, or more of it.
+        let uploading = self.clients.iter();
+        let uploading: Vec<u64> = uploading
+            .filter(|(_, client)| matches!(client.state, State::Uploading(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in uploading {
+            if let Some(client) = self.clients.get_mut(&id) {
+                let result = client.pass_on();
+                self.settle(id, result);
+            }
         }
     }
 
@@ -399,6 +462,58 @@ impl Client {
         }
     }
 
+    /// Passes on as much of a file as there is, and as there is room for.
+    fn pass_on(&mut self) -> Result<(), Gone> {
+        let State::Uploading(keep_alive) = self.state else {
+            return Ok(());
+        };
+        let Some(upload) = &mut self.upload else {
+            return Err(Gone);
+        };
+        let Some(room) = upload.pipe.room() else {
+            return Ok(());
+        };
+        let left = usize::try_from(upload.left).unwrap_or(usize::MAX);
+        let most = room.min(left).min(CHUNK);
+        let mut chunk = [0; CHUNK];
+        let mut count = 0;
+        if most > 0 && !self.input.is_empty() {
+            // All of it that there is room for: nothing else may come that
+            // would bring us back here.
+            count = room.min(left).min(self.input.len());
+            let early: Vec<u8> = self.input.drain(..count).collect();
+            upload.pipe.push(&early);
+        } else if most > 0 {
+            if std::mem::take(&mut upload.expects) {
+                self.output.extend_from_slice(http::CONTINUE);
+            }
+            let part = chunk.get_mut(..most).unwrap_or_default();
+            match self.stream.read(part) {
+                Ok(0) => return Err(Gone),
+                Ok(read) => {
+                    count = read;
+                    upload.pipe.push(chunk.get(..read).unwrap_or_default());
+                }
+                Err(error) if is_later(&error) => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+        upload.left = upload.left.saturating_sub(count as u64);
+        if upload.left == 0 {
+            self.state = State::Waiting(keep_alive);
+        }
+        self.write()
+    }
+
+    fn wants_input(&self) -> bool {
+        let room = self.upload.as_ref().and_then(|upload| upload.pipe.room());
+        match self.state {
+            State::Reading => self.output.is_empty(),
+            State::Uploading(_) => room.is_some_and(|room| room > 0),
+            State::Waiting(_) | State::Streaming | State::Closing => false,
+        }
+    }
+
     fn write(&mut self) -> Result<(), Gone> {
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {
@@ -436,12 +551,11 @@ impl Client {
     /// Waits for what makes sense in this state: a client whose request is in
     /// work is only watched for its end.
     fn watch(&mut self, epoll: &Epoll, id: u64) -> io::Result<()> {
-        let mut wanted = match self.state {
-            State::Reading if self.output.is_empty() => EventSet::IN,
-            // Its end is reported unasked.
-            State::Reading | State::Waiting(_) | State::Streaming | State::Closing => {
-                EventSet::empty()
-            }
+        // Its end is reported unasked.
+        let mut wanted = if self.wants_input() {
+            EventSet::IN
+        } else {
+            EventSet::empty()
         };
         if !self.output.is_empty() {
             wanted |= EventSet::OUT;

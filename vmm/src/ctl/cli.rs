@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+use super::cp::Cp;
+use super::kvp::{Ip, Kvp};
+use super::vss::Vss;
 use crate::cli::duration;
 
 /// Control a virtual machine started with vmm.
@@ -21,6 +24,9 @@ Examples:
   vmmctl wait heartbeat --timeout 60s && vmmctl shutdown --then-kill
   vmmctl --vm web --json status
   vmmctl ic disable timesync
+  vmmctl kvp list --pool auto
+  vmmctl vss run --max 30s -- cp disk.img backup.img
+  vmmctl cp motd guest:/etc/
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 what was waited for has not come."
 )]
@@ -85,6 +91,17 @@ pub enum Command {
         #[arg(value_name = "PORT|GUID")]
         service: String,
     },
+    /// Items exchanged with the guest
+    #[command(subcommand)]
+    Kvp(Kvp),
+    /// The guest's network addresses
+    #[command(subcommand)]
+    Ip(Ip),
+    /// Freeze the guest's file systems for a backup
+    #[command(subcommand)]
+    Vss(Vss),
+    /// Copy files into the guest
+    Cp(Cp),
     /// What happened to the VM
     Events {
         /// Go on with what happens next
@@ -150,7 +167,8 @@ pub enum Time {
 /// What `vmmctl wait` waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// The guest is connected to the bus and every service that is on is ready.
+    /// The guest is connected to the bus and every service that is on is ready,
+    /// or lacks nothing but its daemon.
     Ready,
     /// The heartbeat says that the guest is well.
     Heartbeat,

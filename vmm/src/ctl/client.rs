@@ -88,17 +88,42 @@ impl Client {
     }
 
     fn ask(&self, method: &str, target: &str, body: &[u8]) -> Result<Value, CtlError> {
-        let mut reader = self.request(method, target, body)?;
-        let (status, length) = head(&mut reader)?;
-        let mut json = Vec::new();
-        let length = length.unwrap_or(MAX_ANSWER).min(MAX_ANSWER);
-        reader.take(length).read_to_end(&mut json)?;
-        let bad = |error: serde_json::Error| CtlError::Protocol(error.to_string());
-        if status == 200 {
-            return serde_json::from_slice(&json).map_err(bad);
+        answer(&mut self.request(method, target, body)?)
+    }
+
+    /// Sends a body of `size` bytes while it is read, once the VM wants it.
+    pub fn upload(
+        &self,
+        target: &str,
+        size: u64,
+        body: &mut impl Read,
+        mut told: impl FnMut(u64),
+    ) -> Result<Value, CtlError> {
+        let mut reader = self.head("POST", target, size, "Expect: 100-continue\r\n")?;
+        let mut sent = 0;
+        // An empty body is not waited for.
+        if size > 0 && reader.fill_buf()?.starts_with(b"HTTP/1.1 100") {
+            head(&mut reader)?;
+            let mut chunk = vec![0; 64 << 10];
+            while sent < size {
+                let left = usize::try_from(size - sent).unwrap_or(usize::MAX);
+                let most = left.min(chunk.len());
+                let count = body.read(chunk.get_mut(..most).unwrap_or_default())?;
+                if count == 0 {
+                    return Err(CtlError::Some(format!(
+                        "the file has become shorter: {sent} of {size} bytes"
+                    )));
+                }
+                let part = chunk.get(..count).unwrap_or_default();
+                if reader.get_mut().write_all(part).is_err() {
+                    // It has said why, and reads no more.
+                    break;
+                }
+                sent += count as u64;
+                told(sent);
+            }
         }
-        let ErrorBody { error } = serde_json::from_slice(&json).map_err(bad)?;
-        Err(ApiError { status, ..error }.into())
+        answer(&mut reader)
     }
 
     /// Copies the lines of a stream, or of what there is, as they come.
@@ -125,18 +150,46 @@ impl Client {
             path: self.path.display().to_string(),
             reason: error.to_string(),
         };
+        let mut reader = self.head(method, target, body.len() as u64, "")?;
+        reader.get_mut().write_all(body).map_err(fail)?;
+        Ok(reader)
+    }
+
+    /// Sends the head of a request.
+    fn head(
+        &self,
+        method: &str,
+        target: &str,
+        length: u64,
+        more: &str,
+    ) -> Result<BufReader<UnixStream>, CtlError> {
+        let fail = |error: io::Error| CtlError::Connect {
+            path: self.path.display().to_string(),
+            reason: error.to_string(),
+        };
         let mut stream = UnixStream::connect(&self.path).map_err(fail)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
-        let mut request = format!(
-            "{method} {target} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(body);
-        stream.write_all(&request).map_err(fail)?;
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n{more}\
+             Content-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).map_err(fail)?;
         Ok(BufReader::new(stream))
     }
+}
+
+/// Reads a whole answer.
+fn answer(reader: &mut impl BufRead) -> Result<Value, CtlError> {
+    let (status, length) = head(reader)?;
+    let mut json = Vec::new();
+    let length = length.unwrap_or(MAX_ANSWER).min(MAX_ANSWER);
+    reader.take(length).read_to_end(&mut json)?;
+    let bad = |error: serde_json::Error| CtlError::Protocol(error.to_string());
+    if status == 200 {
+        return serde_json::from_slice(&json).map_err(bad);
+    }
+    let ErrorBody { error } = serde_json::from_slice(&json).map_err(bad)?;
+    Err(ApiError { status, ..error }.into())
 }
 
 /// Reads the head of an answer: its status, and its body's length if it has one.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
 use super::client::{Client, running};
-use super::{CtlError, connect, show};
+use super::{CtlError, connect, cp, kvp, show, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
 /// Between two looks at what is waited for.
@@ -67,6 +67,10 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
             )
         }
         Command::Connect { service } => connect::connect(&vm, service),
+        Command::Kvp(what) => kvp::kvp(&vm, what, args.json),
+        Command::Ip(what) => kvp::ip(&vm, what, args.json),
+        Command::Vss(what) => vss::run(&vm, what, args.json),
+        Command::Cp(what) => cp::run(&vm, what, args.json),
         Command::Events { follow } => vm.lines(&format!("/v1/events?follow={follow}"), |line| {
             let mut out = stdout().lock();
             writeln!(out, "{line}")?;
@@ -137,7 +141,9 @@ fn holds(condition: &Condition, vm: &VmStatus) -> bool {
     match condition {
         Condition::Ready => {
             let mut enabled = vm.services.iter().filter(|service| service.enabled);
-            vm.vmbus.version.is_some() && enabled.all(|service| service.state == "ready")
+            // A guest need not have the daemons.
+            let is_up = |state: &str| matches!(state, "ready" | "no-daemon");
+            vm.vmbus.version.is_some() && enabled.all(|service| is_up(&service.state))
         }
         Condition::Heartbeat => vm.health == "ok",
         Condition::Service(name) => {
@@ -217,7 +223,7 @@ fn man(dir: &Path) -> Result<(), CtlError> {
 }
 
 /// Prints the answer as it is, or what it means to people.
-fn print(
+pub(super) fn print(
     json: bool,
     answer: &Value,
     text: impl FnOnce() -> Result<String, CtlError>,
@@ -234,6 +240,6 @@ fn say(json: bool, text: &str) {
     }
 }
 
-fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
+pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
     serde_json::from_value(answer.clone()).map_err(|error| CtlError::Protocol(error.to_string()))
 }

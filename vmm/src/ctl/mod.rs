@@ -5,7 +5,10 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod connect;
+pub mod cp;
+pub mod kvp;
 mod show;
+pub mod vss;
 
 use std::process::ExitCode;
 
@@ -38,6 +41,12 @@ pub enum CtlError {
     /// What was waited for has not come.
     #[error("{0}")]
     Timeout(String),
+    /// A command that was run, and that has spoken for itself.
+    #[error("the command ended with {0}")]
+    Command(u8),
+    /// Some of several things failed, and each was told.
+    #[error("{0}")]
+    Some(String),
     /// A file or stream of the user's.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -48,6 +57,7 @@ impl CtlError {
     pub fn code(&self) -> ExitCode {
         match self {
             Self::Timeout(_) => EXIT_TIMEOUT.into(),
+            Self::Command(code) => (*code).into(),
             _ => ExitCode::FAILURE,
         }
     }

@@ -127,7 +127,10 @@ fn time(ms: u64) -> String {
 }
 
 /// Columns as wide as what is in them.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let mut all = vec![head.map(str::to_owned)];
     all.extend(rows);
     let mut widths = [0; N];

@@ -32,6 +32,7 @@ fn fixture(name: &str) -> Fixture {
             match call.op {
                 Op::Time => kept.push(call.reply),
                 Op::TimeSync => drop(call.reply),
+                Op::Copy(file) => take_file(&file, call.reply),
                 op => call.reply.send(Ok(json!({"op": format!("{op:?}")}))),
             }
         }
@@ -41,6 +42,27 @@ fn fixture(name: &str) -> Fixture {
         hub,
         _server: server,
     }
+}
+
+/// A guest that takes files, slowly: what it got, and whether it got it all. It
+/// has a file `/old` already.
+fn take_file(file: &data::FileCopy, reply: Reply) {
+    let path = file.target.to_string();
+    if path == "/old" {
+        return reply.send(Err(ApiError::new(409, "guest-error", "guest", "exists")));
+    }
+    file.pipe.set_ready();
+    let mut taken: u64 = 0;
+    let mut sum: u64 = 0;
+    let mut closed = false;
+    while taken < file.pipe.size() && !closed {
+        closed = file.pipe.is_closed();
+        let part = file.pipe.take(7000);
+        taken += part.len() as u64;
+        sum += part.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        thread::sleep(Duration::from_micros(200));
+    }
+    reply.send(Ok(json!({"taken": taken, "sum": sum})));
 }
 
 impl Fixture {
@@ -263,4 +285,65 @@ fn followers_of_events_leave_room_for_others() {
     }
     assert_eq!(fixture.ask("GET /v1/events HTTP/1.1\r\n\r\n").0, 503);
     assert_eq!(fixture.ask(STATUS).0, 200);
+}
+
+fn upload(path: &str, size: usize, more: &str) -> String {
+    format!("POST /v1/files?path={path} HTTP/1.1\r\nContent-Length: {size}\r\n{more}\r\n")
+}
+
+#[test]
+fn a_file_larger_than_all_buffers_passes_through() {
+    let fixture = fixture("upload");
+    let size = 1_000_000;
+    let mut stream = fixture.connect();
+    stream
+        .write_all(upload("/new", size, "").as_bytes())
+        .unwrap();
+    stream.write_all(&vec![3; size]).unwrap();
+    // And the connection goes on.
+    stream.write_all(STATUS.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    let (status, body) = answer_of(&mut reader);
+    assert_eq!(status, 200);
+    assert_eq!(body, "{\"sum\":3000000,\"taken\":1000000}\n");
+    assert_eq!(answer_of(&mut reader).0, 200);
+}
+
+#[test]
+fn leave_to_send_a_file_comes_when_the_guest_takes_it() {
+    let fixture = fixture("leave");
+    let expect = "Expect: 100-continue\r\n";
+    let mut stream = fixture.connect();
+    let head = upload("/new", 3, expect);
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    assert_eq!(answer_of(&mut reader).0, 100);
+    reader.get_mut().write_all(b"abc").unwrap();
+    assert_eq!(answer_of(&mut reader).0, 200);
+    // A file that the guest does not want is not asked for.
+    let (status, body) = fixture.ask(&upload("/old", 3, expect));
+    assert!(status == 409 && body.contains("exists"), "{body}");
+}
+
+#[test]
+fn files_without_a_length_or_a_name_are_refused() {
+    let fixture = fixture("bad-upload");
+    let (status, _) = fixture.ask("POST /v1/files?path=/a HTTP/1.1\r\n\r\n");
+    assert_eq!(status, 411);
+    let (status, body) = fixture.ask(&upload("relative", 3, ""));
+    assert!(status == 400 && body.contains("bad-name"), "{body}");
+    // An empty one is a file too.
+    assert_eq!(fixture.ask(&upload("/new", 0, "")).0, 200);
+}
+
+#[test]
+fn a_client_that_goes_in_the_middle_closes_its_pipe() {
+    let fixture = fixture("gone-upload");
+    let mut stream = fixture.connect();
+    let head = upload("/new", 1000, "");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&[1; 10]).unwrap();
+    drop(stream);
+    // The one thread that takes files is free again.
+    assert_eq!(fixture.ask(&upload("/new", 0, "")).0, 200);
 }

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A whole service on the bus, against a guest that answers as it likes; and
+//! what parses its answers, by itself.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use arbitrary::{Result, Unstructured};
+use ics_devices::fcopy::Target;
+use ics_devices::kvp::wire::parse_item;
+use ics_devices::kvp::{Key, Pool, Value, parse_ip};
+use ics_devices::wire::IcMessage;
+use ics_devices::{Fcopy, Filesystems, Kvp, KvpRequest, NewFile, Vss, VssRequest};
+use vmbus::host::Device;
+use vmbus::mock::{GuestChannel, MockGuest};
+use vmbus::wire::{ProtocolVersion, Relid};
+
+use crate::step::{Step, array, blob, steps, write_blob};
+
+/// Something happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest closes its channel, if it is open, and opens it.
+    Reopen,
+    /// The guest answers with this status, its answer changed from such a byte
+    /// on.
+    Answer(u32, u16, Vec<u8>),
+    /// The guest sends this.
+    Send(Vec<u8>),
+    /// The host's user wants something: which.
+    Ask(u8),
+    /// Time passes, in units of 16 ms.
+    Wait(u16),
+    /// The VM is paused, or goes on.
+    Pause(bool),
+}
+
+impl Step for Event {
+    fn read(input: &mut Unstructured<'_>) -> Result<Self> {
+        let [op] = array(input)?;
+        Ok(match op % 6 {
+            0 => Self::Reopen,
+            1 => {
+                let status = u32::from_le_bytes(array(input)?);
+                let at = u16::from_le_bytes(array(input)?);
+                Self::Answer(status, at, blob(input)?)
+            }
+            2 => Self::Send(blob(input)?),
+            3 => Self::Ask(array::<1>(input)?[0]),
+            4 => Self::Wait(u16::from_le_bytes(array(input)?)),
+            _ => Self::Pause(array::<1>(input)?[0] & 1 != 0),
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Reopen => out.push(0),
+            Self::Answer(status, at, bytes) => {
+                out.push(1);
+                out.extend(status.to_le_bytes());
+                out.extend(at.to_le_bytes());
+                write_blob(out, bytes);
+            }
+            Self::Send(bytes) => {
+                out.push(2);
+                write_blob(out, bytes);
+            }
+            Self::Ask(what) => out.extend([3, *what]),
+            Self::Wait(time) => {
+                out.push(4);
+                out.extend(time.to_le_bytes());
+            }
+            Self::Pause(paused) => out.extend([5, u8::from(*paused)]),
+        }
+    }
+}
+
+/// A service under test.
+trait Service: Device + Sized {
+    const VERSION: [u8; 4];
+    fn make() -> Self;
+    fn ask(&mut self, now: Duration, what: u8);
+    fn pause(&mut self, now: Duration, paused: bool);
+    fn check(&mut self, now: Duration, paused: bool);
+}
+
+fn key(n: u8) -> Key {
+    Key::new(&format!("k{}", n % 4)).unwrap()
+}
+
+impl Service for Kvp {
+    const VERSION: [u8; 4] = [4, 0, 0, 0];
+
+    fn make() -> Self {
+        Self::new([(key(0), Value::U32(7)), (key(1), Value::text("x").unwrap())])
+    }
+
+    fn ask(&mut self, now: Duration, what: u8) {
+        let request = match what % 5 {
+            0 => KvpRequest::List(Pool::Guest),
+            1 => KvpRequest::Get(Pool::Auto, key(what / 5)),
+            2 => KvpRequest::Delete(Pool::External, key(what / 5)),
+            3 => {
+                let adapter = ics_devices::kvp::Adapter::new("52:54:00:12:34:56").unwrap();
+                KvpRequest::GetIp(adapter)
+            }
+            _ => KvpRequest::Set(Pool::External, key(what / 5), Value::U64(u64::from(what))),
+        };
+        let _ = self.request(now, request, Duration::from_secs(60));
+    }
+
+    fn pause(&mut self, now: Duration, paused: bool) {
+        if paused {
+            Self::pause(self, now);
+        } else {
+            self.resume(now);
+        }
+    }
+
+    fn check(&mut self, now: Duration, _: bool) {
+        let _ = (self.take_outcome(), self.status(now));
+        assert!(self.items().len() <= 4 && self.unsent_items() <= 8);
+    }
+}
+
+impl Service for Vss {
+    const VERSION: [u8; 4] = [5, 0, 0, 0];
+
+    fn make() -> Self {
+        Self::new()
+    }
+
+    fn ask(&mut self, now: Duration, what: u8) {
+        let request = match what % 3 {
+            0 => VssRequest::Check,
+            1 => VssRequest::Thaw,
+            _ => VssRequest::Freeze {
+                max: Duration::from_millis(u64::from(what) * 100),
+            },
+        };
+        let _ = self.request(now, request);
+    }
+
+    fn pause(&mut self, now: Duration, paused: bool) {
+        if paused {
+            Self::pause(self, now);
+        } else {
+            self.resume(now);
+        }
+    }
+
+    fn check(&mut self, now: Duration, paused: bool) {
+        let _ = (self.take_outcome(), self.status(now));
+        if let Filesystems::Frozen { until, .. } = self.filesystems() {
+            assert!(paused || until > now, "frozen beyond its deadline");
+        }
+    }
+}
+
+impl Service for Fcopy {
+    const VERSION: [u8; 4] = [1, 0, 1, 0];
+
+    fn make() -> Self {
+        Self::new()
+    }
+
+    fn ask(&mut self, now: Duration, what: u8) {
+        let target = Target::new("/tmp/a").unwrap();
+        let size = u64::from(what) * 200;
+        if let Ok(ticket) = self.start(now, NewFile::new(target, size))
+            && what.is_multiple_of(3)
+        {
+            self.cancel(ticket);
+        }
+        self.push(now, &[what; 10_000]);
+    }
+
+    fn pause(&mut self, now: Duration, paused: bool) {
+        if paused {
+            Self::pause(self, now);
+        } else {
+            self.resume(now);
+        }
+    }
+
+    fn check(&mut self, now: Duration, _: bool) {
+        let _ = (self.take_outcome(), self.status(now));
+        if let Some(progress) = self.progress() {
+            assert!(progress.written <= progress.size);
+        }
+    }
+}
+
+struct Fuzz<S> {
+    guest: MockGuest,
+    relid: Relid,
+    channel: Option<GuestChannel>,
+    paused: bool,
+    service: PhantomData<S>,
+}
+
+impl<S: Service> Fuzz<S> {
+    fn new() -> Self {
+        let mut guest = MockGuest::new(1);
+        let relid = guest.offer(Box::new(S::make()));
+        guest.connect(ProtocolVersion::V5_3);
+        guest.request_offers();
+        let mut fuzz = Self {
+            guest,
+            relid,
+            channel: None,
+            paused: false,
+            service: PhantomData,
+        };
+        fuzz.reopen();
+        fuzz
+    }
+
+    fn reopen(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            self.guest.close(&channel);
+        }
+        self.channel = self.guest.open(self.relid, 8).ok();
+    }
+
+    fn with_service(&mut self, run: impl FnOnce(&mut S, Duration)) {
+        let relid = self.relid;
+        self.guest.with_host(|host, now| {
+            if let Some(service) = host.device_mut::<S>(relid) {
+                run(service, now);
+            }
+            host.poke(now, relid);
+        });
+        self.guest.run();
+    }
+
+    fn send(&mut self, payload: &[u8]) {
+        if let Some(channel) = &mut self.channel {
+            self.guest.send(channel, 1, payload);
+        }
+    }
+
+    fn answer(&mut self, status: u32, at: u16, bytes: &[u8]) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        let Some(packet) = self.guest.receive(channel) else {
+            return;
+        };
+        let mut payload = packet.payload;
+        if let Some(field) = payload.get_mut(20..24) {
+            field.copy_from_slice(&status.to_le_bytes());
+        }
+        payload[25] = 5;
+        if payload[12..14] == [0, 0] {
+            payload[28..32].copy_from_slice(&[1, 0, 1, 0]);
+            payload[36..40].copy_from_slice(&[3, 0, 0, 0]);
+            payload[40..44].copy_from_slice(&S::VERSION);
+        }
+        for (byte, new) in payload.iter_mut().skip(usize::from(at)).zip(bytes) {
+            *byte = *new;
+        }
+        self.send(&payload);
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Reopen => self.reopen(),
+            Event::Answer(status, at, bytes) => self.answer(status, at, &bytes),
+            Event::Send(bytes) => self.send(&bytes),
+            Event::Ask(what) => self.with_service(|service, now| service.ask(now, what)),
+            Event::Wait(time) => {
+                self.guest
+                    .advance(Duration::from_millis(u64::from(time) * 16));
+            }
+            Event::Pause(paused) => {
+                self.paused = paused;
+                self.with_service(|service, now| service.pause(now, paused));
+            }
+        }
+        let paused = self.paused;
+        self.with_service(|service, now| service.check(now, paused));
+    }
+}
+
+fn run<S: Service>(data: &[u8]) {
+    let mut fuzz = Fuzz::<S>::new();
+    for event in steps(data) {
+        fuzz.step(event);
+    }
+}
+
+/// Data exchange.
+pub fn run_kvp(data: &[u8]) {
+    run::<Kvp>(data);
+}
+
+/// Backup.
+pub fn run_vss(data: &[u8]) {
+    run::<Vss>(data);
+}
+
+/// File copy.
+pub fn run_fcopy(data: &[u8]) {
+    run::<Fcopy>(data);
+}
+
+/// What parses an answer.
+pub fn run_replies(data: &[u8]) {
+    let _ = IcMessage::parse(data);
+    if let Ok(item) = parse_item(data) {
+        assert!(item.key.encode_utf16().count() <= 256);
+        assert!(item.value.encode_utf16().count() <= 1024);
+        assert!(!item.key.contains('\0') && !item.value.contains('\0'));
+    }
+    if let Ok(ip) = parse_ip(data) {
+        assert!(ip.addresses.len() <= 1024 && ip.gateways.len() <= 512);
+    }
+}
+
+/// Services' lives worth starting from.
+pub fn seeds() -> Vec<(&'static str, Vec<Event>)> {
+    use Event as E;
+    let ok = || E::Answer(0, 0, Vec::new());
+    let fail = || E::Answer(0x8000_4005, 0, Vec::new());
+    let none = || E::Answer(0x8007_0103, 0, Vec::new());
+    let exists = || E::Answer(0x8007_0050, 0, Vec::new());
+    vec![
+        (
+            "well",
+            vec![
+                ok(),
+                ok(),
+                ok(),
+                E::Ask(2),
+                ok(),
+                ok(),
+                E::Ask(1),
+                ok(),
+                ok(),
+            ],
+        ),
+        (
+            "list",
+            vec![
+                ok(),
+                ok(),
+                ok(),
+                E::Ask(0),
+                ok(),
+                none(),
+                E::Wait(400),
+                none(),
+                ok(),
+            ],
+        ),
+        (
+            "no-daemon",
+            vec![
+                E::Wait(500),
+                ok(),
+                fail(),
+                E::Ask(2),
+                fail(),
+                E::Wait(2500),
+                ok(),
+            ],
+        ),
+        (
+            "frozen",
+            vec![ok(), ok(), E::Ask(5), ok(), ok(), E::Wait(1000), ok(), ok()],
+        ),
+        (
+            "copy",
+            vec![
+                ok(),
+                exists(),
+                E::Ask(35),
+                ok(),
+                ok(),
+                ok(),
+                ok(),
+                E::Ask(36),
+                ok(),
+            ],
+        ),
+        (
+            "late",
+            vec![
+                ok(),
+                ok(),
+                E::Ask(5),
+                E::Wait(60_000),
+                ok(),
+                ok(),
+                E::Reopen,
+                ok(),
+            ],
+        ),
+        (
+            "paused",
+            vec![
+                ok(),
+                E::Pause(true),
+                E::Ask(5),
+                E::Wait(900),
+                E::Pause(false),
+                ok(),
+            ],
+        ),
+        (
+            "noise",
+            vec![
+                E::Send(vec![1; 60]),
+                ok(),
+                E::Answer(0, 12, vec![9; 30]),
+                E::Reopen,
+            ],
+        ),
+    ]
+}
+
+/// Answers worth starting from.
+pub fn reply_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let mut item = vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 6, 0, 0, 0];
+    item.extend(*b"k\0");
+    item.resize(532, 0);
+    item.extend(*b"v\0w\0");
+    item.resize(2580, 0);
+    let mut ip = vec![0; 7428];
+    ip[258] = 3;
+    for (at, text) in [
+        (260, "10.0.0.2;fd00::2"),
+        (2308, "255.0.0.0;/64"),
+        (4356, "10.0.0.1"),
+    ] {
+        for (n, byte) in text.bytes().enumerate() {
+            ip[at + 2 * n] = byte;
+        }
+    }
+    vec![("item", item), ("ip", ip), ("short", vec![0; 20])]
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Data exchange with the distribution's own `hv_kvp_daemon`.
+#![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::services::{boot, load};
+use crate::ensure;
+use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new(
+        "kvp-items",
+        "200 items of all lengths, set, read back on both sides byte for byte, deleted",
+        items,
+    ),
+    Case::new(
+        "kvp-daemon",
+        "without its daemon no-daemon within 2 s, and items again when it is back",
+        daemon,
+    ),
+    Case::new(
+        "kvp-killed",
+        "a daemon killed in the middle of a transfer loses no later request",
+        killed,
+    ),
+    Case::new(
+        "kvp-guest",
+        "the guest's own items and what it tells of itself",
+        guest,
+    ),
+];
+
+/// Of the guest's daemon, from its start on.
+const READY: Duration = Duration::from_secs(10);
+/// A record in a pool's file.
+const KEY: usize = 512;
+const VALUE: usize = 2048;
+
+fn start(vm: &mut Vm, control: &Control) -> Outcome {
+    vm.sh_ok("hv_kvp_daemon")?;
+    control.until_ready(&["kvp"], READY).map(drop)
+}
+
+fn pool_file(pool: u8) -> String {
+    format!("/var/lib/hyperv/.kvp_pool_{pool}")
+}
+
+fn put(control: &Control, key: &str, value: &str) -> Outcome {
+    let path = format!("/v1/kvp/external/{}", vmm_path(key));
+    let (status, answer) = control.ask("PUT", &path, &json!({ "value": value }).to_string())?;
+    ensure!(status == 200, "setting {key:?}: {status} {answer}");
+    Ok(())
+}
+
+fn vmm_path(key: &str) -> String {
+    let mut path = String::new();
+    for byte in key.bytes() {
+        path += "%";
+        path.extend(
+            [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')),
+        );
+    }
+    path
+}
+
+fn listed(control: &Control, pool: &str) -> Outcome<Vec<(String, String)>> {
+    let (status, answer) = control.ask("GET", &format!("/v1/kvp/{pool}"), "")?;
+    ensure!(status == 200, "listing {pool}: {status} {answer}");
+    ensure!(
+        answer["cut"] == false && answer["unreadable"] == 0,
+        "not all of {pool} was listed"
+    );
+    let items = answer["items"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(items
+        .iter()
+        .map(|item| (text(&item["key"]), text(&item["value"])))
+        .collect())
+}
+
+/// Whether the guest's file has these items in this order. What is behind the
+/// zero that ends a text is the daemon's memory.
+fn same_file(
+    context: &Context,
+    vm: &mut Vm,
+    file: &str,
+    items: &[(String, String)],
+) -> Outcome<bool> {
+    let path = context.dir.join("expected");
+    let lines: Vec<String> = items
+        .iter()
+        .map(|(key, value)| format!("{key}\n{value}\n"))
+        .collect();
+    fs::write(&path, lines.concat())?;
+    let sum = Command::new("sha256sum").arg(&path).output()?;
+    let ours = String::from_utf8_lossy(&sum.stdout).into_owned();
+    let record = KEY + VALUE;
+    let theirs = vm.sh_ok(&format!(
+        "n=0; size=$(wc -c < {file}); while [ $((n * {record})) -lt $size ]; do \
+         tail -c +$((n * {record} + 1)) {file} | head -c {KEY} | tr '\\000' '\\n' | head -n 1; \
+         tail -c +$((n * {record} + {KEY} + 1)) {file} | head -c {VALUE} | tr '\\000' '\\n' | \
+         head -n 1; n=$((n + 1)); done | sha256sum"
+    ))?;
+    Ok(ours.split(' ').next() == theirs.split(' ').next())
+}
+
+fn items(context: &Context) -> Outcome {
+    let (mut vm, control) = boot(context, |setup| {
+        setup.args(&["--kvp", "first=from the start"])
+    })?;
+    load(&mut vm)?;
+    start(&mut vm, &control)?;
+    let mut all = vec![("first".to_owned(), "from the start".to_owned())];
+    for n in 0..199_usize {
+        // Every length up to the limits comes, in letters of one to four bytes.
+        let letter = ["a", "\u{e4}", "\u{20ac}", "\u{1f980}"][n % 4];
+        let (bytes, units) = (letter.len(), letter.encode_utf16().count());
+        let head = format!("{n:03}");
+        let room = |max_bytes: usize, max_units: usize| {
+            ((max_bytes - 3) / bytes).min((max_units - 3) / units)
+        };
+        let (key, value) = (room(511, 255), room(2047, 1023));
+        all.push((
+            head.clone() + &letter.repeat(key * n / 198),
+            head + &letter.repeat(value * n / 198),
+        ));
+    }
+    let began = Instant::now();
+    for (key, value) in all.iter().skip(1) {
+        put(&control, key, value)?;
+    }
+    let took = began.elapsed();
+    ensure!(
+        same_file(context, &mut vm, &pool_file(0), &all)?,
+        "the guest's file is not what was set"
+    );
+    let list = listed(&control, "external")?;
+    let other = list.iter().zip(&all).find(|(is, should)| is != should);
+    ensure!(
+        list.len() == all.len() && other.is_none(),
+        "{} items are listed, the first other one is {other:?}",
+        list.len()
+    );
+    // What is too long is refused, and nothing else suffers.
+    for (key, value) in [
+        ("k".repeat(256), "v".into()),
+        ("k".into(), "v".repeat(1024)),
+    ] {
+        let path = format!("/v1/kvp/external/{key}");
+        let (status, answer) = control.ask("PUT", &path, &json!({ "value": value }).to_string())?;
+        ensure!(status == 400, "too long, and {status} {answer}");
+    }
+    for (number, expected) in [("u32", "4294967295"), ("u64", "18446744073709551615")] {
+        control.ok(&["kvp", "set", number, expected, "--type", number])?;
+        let said = control.ok(&["kvp", "get", number])?;
+        ensure!(said.trim() == expected, "{number}: {said}");
+        let there = vm.sh_ok(&format!("grep -a -c {expected} {}", pool_file(0)))?;
+        ensure!(
+            there == "1",
+            "{number} is {there} times in the guest's file"
+        );
+        control.ok(&["kvp", "delete", number])?;
+    }
+    for (key, _) in all.iter().skip(1) {
+        let path = format!("/v1/kvp/external/{}", vmm_path(key));
+        let (status, answer) = control.ask("DELETE", &path, "{}")?;
+        ensure!(status == 200, "deleting {key:?}: {status} {answer}");
+    }
+    all.truncate(1);
+    ensure!(
+        same_file(context, &mut vm, &pool_file(0), &all)?,
+        "after deleting, the guest's file has more than one item"
+    );
+    let ran = control.run(&["kvp", "delete", "000a"])?;
+    ensure!(
+        ran.code == 1 && ran.stderr.contains("not-found"),
+        "deleting what is not there: {ran:?}"
+    );
+    super::vmbus::note(&format!("200 items set in {:.1} s", took.as_secs_f64()));
+    vm.power_off()
+}
+
+fn daemon(context: &Context) -> Outcome {
+    let (mut vm, control) = boot(context, |setup| setup.args(&["--kvp", "a=1"]))?;
+    load(&mut vm)?;
+    control.until("kvp no-daemon", READY, |vm| {
+        let services = vm["services"].as_array().cloned().unwrap_or_default();
+        let mut all = services.iter();
+        all.any(|entry| entry["name"] == "kvp" && entry["state"] == "no-daemon")
+    })?;
+    no_daemon(&control)?;
+    for round in 0..3 {
+        start(&mut vm, &control)?;
+        wait_item(&mut vm, "1")?;
+        control.ok(&["kvp", "set", "a", "1"])?;
+        // A new one that has lost its files gets the items all the same.
+        vm.sh_ok("killall -9 hv_kvp_daemon; rm -f /var/lib/hyperv/.kvp_pool_*")?;
+        if round > 0 {
+            thread::sleep(Duration::from_secs(1));
+        }
+        no_daemon(&control)?;
+    }
+    start(&mut vm, &control)?;
+    wait_item(&mut vm, "1")?;
+    // A daemon that hangs is the guest's to time out.
+    vm.sh_ok("killall -STOP hv_kvp_daemon")?;
+    let began = Instant::now();
+    let ran = control.run(&["kvp", "get", "--pool", "auto", "OSName"])?;
+    let took = began.elapsed();
+    ensure!(ran.code == 1, "a daemon that hangs: {ran:?}");
+    vm.sh_ok("killall -CONT hv_kvp_daemon")?;
+    let began = Instant::now();
+    while control
+        .run(&["kvp", "get", "--pool", "auto", "OSName"])?
+        .code
+        != 0
+    {
+        ensure!(began.elapsed() < READY, "it does not go on");
+        thread::sleep(Duration::from_millis(200));
+    }
+    super::vmbus::note(&format!(
+        "a daemon that hangs: {:.0} s, {}",
+        took.as_secs_f64(),
+        ran.stderr.trim()
+    ));
+    vm.power_off()
+}
+
+fn no_daemon(control: &Control) -> Outcome {
+    let began = Instant::now();
+    let ran = control.run(&["kvp", "list", "--pool", "guest"])?;
+    let took = began.elapsed();
+    ensure!(
+        ran.code == 1 && ran.stderr.contains("no-daemon"),
+        "without a daemon: {ran:?}"
+    );
+    ensure!(took < Duration::from_secs(2), "it took {took:?}");
+    Ok(())
+}
+
+fn wait_item(vm: &mut Vm, value: &str) -> Outcome {
+    let began = Instant::now();
+    let script = format!("tail -c +513 {} | tr -d '\\000'", pool_file(0));
+    loop {
+        let shell = vm.sh(&script)?;
+        if shell.stdout == value {
+            return Ok(());
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(20),
+            "the item has not come: {:?}",
+            shell.stdout
+        );
+        thread::sleep(Duration::from_millis(300));
+    }
+}
+
+fn killed(context: &Context) -> Outcome {
+    let rounds = context.times(10, 50);
+    let (mut vm, control) = boot(context, |setup| setup)?;
+    load(&mut vm)?;
+    start(&mut vm, &control)?;
+    let mut failed = 0;
+    for round in 0..rounds {
+        let setter = {
+            let control = control.clone();
+            thread::spawn(move || {
+                let mut failed = 0;
+                for n in 0..8 {
+                    let ran = control.run(&["kvp", "set", "k", &n.to_string()]);
+                    failed += u32::from(!ran.is_ok_and(|ran| ran.code == 0));
+                }
+                failed
+            })
+        };
+        vm.sh_ok("killall -9 hv_kvp_daemon; hv_kvp_daemon")?;
+        failed += setter.join().map_err(|_| Failure("no setter".into()))?;
+        control.until_ready(&["kvp"], READY)?;
+        let value = round.to_string();
+        control.ok(&["kvp", "set", "after", &value])?;
+        let said = control.ok(&["kvp", "get", "after"])?;
+        ensure!(said.trim() == value, "round {round}: {said:?}");
+    }
+    super::vmbus::note(&format!("{rounds} kills, {failed} requests lost in them"));
+    vm.power_off()
+}
+
+fn guest(context: &Context) -> Outcome {
+    let (mut vm, control) = boot(context, |setup| setup)?;
+    vm.sh_ok("printf 'NAME=\"Our Guest\"\\nVERSION_ID=\"4.2\"\\n' > /etc/os-release")?;
+    vm.sh_ok("hostname guest.example")?;
+    load(&mut vm)?;
+    start(&mut vm, &control)?;
+    let release = vm.sh_ok("uname -r")?;
+    let version = release.split('-').next().unwrap_or_default().to_owned();
+    let auto = listed(&control, "auto")?;
+    let value = |key: &str| {
+        let item = auto.iter().find(|item| item.0 == key);
+        item.map(|item| item.1.clone()).unwrap_or_default()
+    };
+    for (key, expected) in [
+        ("OSName", "Our Guest"),
+        ("OSMajorVersion", "4.2"),
+        ("OSBuildNumber", release.as_str()),
+        ("OSVersion", version.as_str()),
+        ("ProcessorArchitecture", "x86_64"),
+        ("IntegrationServicesVersion", "3.1"),
+    ] {
+        ensure!(
+            value(key) == expected,
+            "{key} is {:?} instead of {expected:?}",
+            value(key)
+        );
+    }
+    ensure!(auto.len() == 10, "intrinsic items: {auto:?}");
+    // An item as a program of the guest writes it, and one that is no UTF-8.
+    let record = |key: &str, value: &str| {
+        format!(
+            "{{ printf '{key}' ; head -c {KEY} /dev/zero; }} | head -c {KEY}; \
+             {{ printf '{value}' ; head -c {VALUE} /dev/zero; }} | head -c {VALUE}; "
+        )
+    };
+    let script = record("made", "in the guest")
+        + &record("bad", "\\377\\376")
+        + &record("\\303\\244", "\\360\\237\\246\\200");
+    vm.sh_ok(&format!("({script}) > {}", pool_file(1)))?;
+    let (status, answer) = control.ask("GET", "/v1/kvp/guest", "")?;
+    ensure!(status == 200, "the guest's pool: {status} {answer}");
+    let expected = json!([
+        {"key": "made", "value": "in the guest"},
+        {"key": "\u{e4}", "value": "\u{1f980}"},
+    ]);
+    ensure!(
+        answer["items"] == expected && answer["unreadable"] == 1,
+        "the guest's pool: {answer}"
+    );
+    let ran = control.run(&["kvp", "set", "OSName", "x", "--pool", "auto"])?;
+    ensure!(
+        ran.code == 1 && ran.stderr.contains("unsupported"),
+        "writing what the guest tells: {ran:?}"
+    );
+    let ran = control.run(&["ip", "set", "52:54:00:12:34:56", "10.0.0.2/24"])?;
+    ensure!(
+        ran.code == 1 && ran.stderr.contains("guest-error"),
+        "setting an address without a Hyper-V NIC: {ran:?}"
+    );
+    let ip = control.run(&["ip", "get", "00:00:00:00:00:00"])?;
+    super::vmbus::note(&format!(
+        "{}; lo: {}{}",
+        ran.stderr.trim(),
+        ip.stdout.replace('\n', "; "),
+        ip.stderr.trim()
+    ));
+    vm.power_off()
+}

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Routes of data exchange, backup and file copy, and their bodies.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ics_devices::fcopy::Target;
+use ics_devices::kvp::{Adapter, IpConfig, Key, Pool, Value};
+use ics_devices::{KvpRequest, VssRequest};
+use serde::{Deserialize, Serialize};
+
+use super::http::Request;
+use super::pipe::Pipe;
+use super::routes::Op;
+use super::types::ApiError;
+
+/// `POST /v1/files`: a file for the guest, as its query says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileCopy {
+    /// Where to.
+    pub target: Target,
+    /// A file that exists is overwritten.
+    pub overwrite: bool,
+    /// Directories that do not exist are made.
+    pub mkdir: bool,
+    /// The body.
+    pub pipe: Pipe,
+}
+
+/// `PUT /v1/kvp/POOL/KEY`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ItemBody {
+    /// The value: text, or a number.
+    pub value: serde_json::Value,
+    /// How it is sent. Text as text and numbers as `u64` unless said.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ValueKind>,
+}
+
+/// How a value is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValueKind {
+    /// As text.
+    String,
+    /// As a number of 32 bits.
+    U32,
+    /// As a number of 64 bits.
+    U64,
+}
+
+/// An item of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemEntry {
+    /// Its name.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// `GET /v1/kvp/POOL`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemList {
+    /// The items, in the guest's order.
+    pub items: Vec<ItemEntry>,
+    /// Items that the guest could not read itself.
+    pub unreadable: u32,
+    /// There are more.
+    pub cut: bool,
+}
+
+/// `GET /v1/ip/MAC`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpEntry {
+    /// Addresses, with the length of their prefix where the guest tells it.
+    pub addresses: Vec<String>,
+    /// Gateways.
+    pub gateways: Vec<String>,
+    /// Name servers.
+    pub dns: Vec<String>,
+    /// Whether the guest asks a DHCP server.
+    pub dhcp: bool,
+    /// The adapter has IPv4.
+    pub ipv4: bool,
+    /// The adapter has IPv6.
+    pub ipv6: bool,
+}
+
+/// `PUT /v1/ip/MAC`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpBody {
+    /// Each as ADDRESS/LENGTH.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Gateways.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Name servers.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// Ask a DHCP server.
+    #[serde(default)]
+    pub dhcp: bool,
+}
+
+/// `POST /v1/vss/freeze`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeBody {
+    /// After this long the file systems thaw by themselves.
+    #[serde(default = "default_freeze")]
+    pub max_ms: u64,
+}
+
+fn default_freeze() -> u64 {
+    10_000
+}
+
+impl Default for FreezeBody {
+    fn default() -> Self {
+        Self {
+            max_ms: default_freeze(),
+        }
+    }
+}
+
+/// Finds the operation of a request for one of these services; nothing if the
+/// path is another's.
+pub fn route(request: &Request, parts: &[&str], method: &str) -> Option<Result<Op, ApiError>> {
+    Some(match (parts, method) {
+        (["v1", "kvp", pool], "GET") => parse_pool(pool).map(KvpRequest::List).map(Op::Kvp),
+        (["v1", "kvp", pool, key], method @ ("GET" | "PUT" | "DELETE")) => {
+            item(request, method, pool, key).map(Op::Kvp)
+        }
+        (["v1", "ip", adapter], "GET") => {
+            parse_adapter(adapter).map(KvpRequest::GetIp).map(Op::Kvp)
+        }
+        (["v1", "ip", adapter], "PUT") => set_ip(request, adapter).map(Op::Kvp),
+        (["v1", "vss"], "GET") => Ok(Op::VssState),
+        (["v1", "vss", "check"], "POST") => Ok(Op::Vss(VssRequest::Check)),
+        (["v1", "vss", "thaw"], "POST") => Ok(Op::Vss(VssRequest::Thaw)),
+        (["v1", "vss", "freeze"], "POST") => freeze(request).map(Op::Vss),
+        _ => return None,
+    })
+}
+
+/// What a path of these services takes.
+pub fn allowed(parts: &[&str]) -> Option<&'static str> {
+    Some(match parts {
+        ["v1", "kvp", _] | ["v1", "vss"] => "GET",
+        ["v1", "kvp", _, _] => "GET, PUT or DELETE",
+        ["v1", "ip", _] => "GET or PUT",
+        ["v1", "vss", "check" | "thaw" | "freeze"] | ["v1", "files"] => "POST",
+        _ => return None,
+    })
+}
+
+/// Whether a request's body is to be passed on while it comes.
+pub fn is_upload(method: &str, target: &str) -> bool {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    method == "POST" && path.trim_end_matches('/') == "/v1/files"
+}
+
+/// `POST /v1/files?path=…&overwrite=…&mkdir=…`.
+pub fn upload(target: &str, pipe: Pipe) -> Result<FileCopy, ApiError> {
+    let (_, query) = target.split_once('?').unwrap_or((target, ""));
+    let (mut path, mut overwrite, mut mkdir) = (None, false, false);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
+        match name {
+            "path" => path = Some(decoded(value)?),
+            "overwrite" => overwrite = flag(name, value)?,
+            "mkdir" => mkdir = flag(name, value)?,
+            _ => {
+                return Err(ApiError::bad_request(format!(
+                    "the query has '{name}': there are path, overwrite and mkdir"
+                )));
+            }
+        }
+    }
+    let path = path.ok_or_else(|| ApiError::bad_request("the query needs a path"))?;
+    let target = Target::new(&path)
+        .map_err(|error| ApiError::new(400, "bad-name", "api", error.to_string()))?;
+    Ok(FileCopy {
+        target,
+        overwrite,
+        mkdir,
+        pipe,
+    })
+}
+
+fn flag(name: &str, value: &str) -> Result<bool, ApiError> {
+    match value {
+        "true" | "1" | "" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(ApiError::bad_request(format!(
+            "{name} is true or false, not '{value}'"
+        ))),
+    }
+}
+
+fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpRequest, ApiError> {
+    let pool = parse_pool(pool)?;
+    let key = Key::new(&decoded(key)?).map_err(bad)?;
+    Ok(match method {
+        "GET" => KvpRequest::Get(pool, key),
+        "DELETE" => KvpRequest::Delete(pool, key),
+        _ => KvpRequest::Set(pool, key, value(&super::routes::body(request)?)?),
+    })
+}
+
+fn value(body: &ItemBody) -> Result<Value, ApiError> {
+    let text = match &body.value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Number(number) => number.to_string(),
+        _ => return Err(ApiError::bad_request("the value is text or a number")),
+    };
+    let kind = body.kind.unwrap_or(if body.value.is_number() {
+        ValueKind::U64
+    } else {
+        ValueKind::String
+    });
+    typed(&text, kind).map_err(ApiError::bad_request)
+}
+
+/// A value of a kind, from text.
+pub fn typed(text: &str, kind: ValueKind) -> Result<Value, String> {
+    match kind {
+        ValueKind::String => Value::text(text).map_err(|error| error.to_string()),
+        ValueKind::U32 => match text.parse() {
+            Ok(number) => Ok(Value::U32(number)),
+            Err(_) => Err(format!("'{text}' is no number of 32 bits")),
+        },
+        ValueKind::U64 => match text.parse() {
+            Ok(number) => Ok(Value::U64(number)),
+            Err(_) => Err(format!("'{text}' is no number of 64 bits")),
+        },
+    }
+}
+
+fn set_ip(request: &Request, adapter: &str) -> Result<KvpRequest, ApiError> {
+    let adapter = parse_adapter(adapter)?;
+    let body: IpBody = super::routes::body(request)?;
+    let addresses: Result<Vec<_>, ApiError> = body
+        .addresses
+        .iter()
+        .map(|text| {
+            let pair = text
+                .split_once('/')
+                .and_then(|(address, length)| Some((address.parse().ok()?, length.parse().ok()?)));
+            pair.ok_or_else(|| {
+                ApiError::bad_request(format!("'{text}' is not ADDRESS/LENGTH, as 10.0.0.2/24"))
+            })
+        })
+        .collect();
+    let config = IpConfig::new(addresses?, body.gateways, body.dns, body.dhcp).map_err(bad)?;
+    Ok(KvpRequest::SetIp(adapter, config))
+}
+
+fn freeze(request: &Request) -> Result<VssRequest, ApiError> {
+    let body: FreezeBody = if request.body.is_empty() {
+        FreezeBody::default()
+    } else {
+        super::routes::body(request)?
+    };
+    Ok(VssRequest::Freeze {
+        max: Duration::from_millis(body.max_ms),
+    })
+}
+
+fn parse_pool(name: &str) -> Result<Pool, ApiError> {
+    name.parse::<Pool>()
+        .map_err(|error| ApiError::new(404, "not-found", "api", error.to_string()))
+}
+
+fn parse_adapter(text: &str) -> Result<Adapter, ApiError> {
+    Adapter::new(&decoded(text)?).map_err(bad)
+}
+
+// As a function to map errors with.
+#[allow(clippy::needless_pass_by_value)]
+fn bad(error: impl ToString) -> ApiError {
+    ApiError::bad_request(error.to_string())
+}
+
+/// Text with its `%XX` put right.
+pub fn decoded(text: &str) -> Result<String, ApiError> {
+    let wrong = || ApiError::bad_request(format!("'{text}' is not percent-encoded UTF-8"));
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16);
+            let value = digit().zip(digit()).map(|(high, low)| high * 16 + low);
+            let value = value.and_then(|value| u8::try_from(value).ok());
+            bytes.push(value.ok_or_else(wrong)?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// Text for a path or a query.
+pub fn encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    fn find(method: &str, target: &str, body: &str) -> Result<Op, ApiError> {
+        let request = Request {
+            method: method.into(),
+            target: target.into(),
+            body: body.into(),
+            keep_alive: true,
+        };
+        let parts: Vec<&str> = target.trim_matches('/').split('/').collect();
+        route(&request, &parts, method).expect("a path of these services")
+    }
+
+    #[test]
+    fn items_are_named_by_pool_and_percent_encoded_key() {
+        let key = Key::new("a/\u{e4} %").unwrap();
+        let path = format!("/v1/kvp/external/{}", encoded(key.as_str()));
+        let external = Pool::External;
+        assert_eq!(
+            find("GET", &path, ""),
+            Ok(Op::Kvp(KvpRequest::Get(external, key.clone())))
+        );
+        assert_eq!(
+            find("DELETE", &path, ""),
+            Ok(Op::Kvp(KvpRequest::Delete(external, key.clone())))
+        );
+        let set = |body| find("PUT", &path, body);
+        let value = |value| Ok(Op::Kvp(KvpRequest::Set(external, key.clone(), value)));
+        assert_eq!(set(r#"{"value":"x"}"#), value(Value::text("x").unwrap()));
+        assert_eq!(set(r#"{"value":7}"#), value(Value::U64(7)));
+        assert_eq!(set(r#"{"value":"7","type":"u32"}"#), value(Value::U32(7)));
+        for body in [
+            "",
+            "{}",
+            r#"{"value":null}"#,
+            r#"{"value":-1}"#,
+            r#"{"value":4294967296,"type":"u32"}"#,
+            r#"{"value":"x","type":"u64"}"#,
+        ] {
+            assert_eq!(set(body).unwrap_err().status, 400, "{body}");
+        }
+        let long = format!(r#"{{"value":"{}"}}"#, "v".repeat(1024));
+        let error = set(&long).unwrap_err();
+        assert!(error.message.contains("1023 are the most"), "{error}");
+        assert_eq!(find("GET", "/v1/kvp/pond", "").unwrap_err().status, 404);
+        assert_eq!(find("GET", "/v1/kvp/auto/%zz", "").unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn addresses_need_a_length() {
+        let path = "/v1/ip/52:54:00:12:34:56";
+        assert!(find("GET", path, "").is_ok());
+        assert!(find("PUT", path, r#"{"addresses":["10.0.0.2/24"]}"#).is_ok());
+        for body in [r#"{"addresses":["10.0.0.2"]}"#, "{}", r#"{"dns":["x"]}"#] {
+            assert_eq!(find("PUT", path, body).unwrap_err().status, 400, "{body}");
+        }
+        assert_eq!(find("GET", "/v1/ip/eth0", "").unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn a_freeze_has_a_limit_also_when_none_is_given() {
+        let freeze = |body| find("POST", "/v1/vss/freeze", body);
+        let max = |ms| {
+            let max = Duration::from_millis(ms);
+            Ok(Op::Vss(VssRequest::Freeze { max }))
+        };
+        assert_eq!(freeze(""), max(10_000));
+        assert_eq!(freeze("{}"), max(10_000));
+        assert_eq!(freeze(r#"{"max_ms":500}"#), max(500));
+    }
+
+    #[test]
+    fn an_upload_says_where_to() {
+        let pipe = Pipe::new(0, Arc::new(EventFd::new(0).unwrap()));
+        let file = upload("/v1/files?path=%2Fa%2Fb&mkdir=true", pipe.clone()).unwrap();
+        assert_eq!(file.target.to_string(), "/a/b");
+        assert_eq!((file.overwrite, file.mkdir), (false, true));
+        for query in [
+            "",
+            "?path=b",
+            "?path=/a/&mkdir",
+            "?path=/a&x=1",
+            "?path=/a&mkdir=7",
+        ] {
+            let error = upload(&format!("/v1/files{query}"), pipe.clone()).unwrap_err();
+            assert_eq!(error.status, 400, "{query}");
+        }
+        assert!(is_upload("POST", "/v1/files?path=/a"));
+        assert!(!is_upload("GET", "/v1/files") && !is_upload("POST", "/v1/filesystem"));
+    }
+}

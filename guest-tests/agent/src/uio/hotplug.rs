@@ -20,6 +20,10 @@ use super::ring::both;
 use super::{Device, find, is_gone, wait_for_device};
 use crate::raw::become_real_time;
 
+/// The driver shows its device before it has finished probing, and an interrupt
+/// then is one too early for it: the guest crashes.
+const PROBING: Duration = Duration::from_millis(100);
+
 /// As long as a device may take to go or to come back.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -34,6 +38,7 @@ pub fn run(rounds: u64) -> io::Result<()> {
     let mut deadline = Instant::now() + LIMIT;
     while used < rounds {
         let node = wait_for_device(LIMIT)?;
+        thread::sleep(PROBING);
         match until_gone(&node) {
             // The kernel was still making it, or unmaking it.
             Ok(0) => thread::sleep(Duration::from_millis(5)),

@@ -176,6 +176,8 @@ pub struct FcopyProtocol {
     look_now: bool,
     look_at: Option<Duration>,
     purpose: Option<Purpose>,
+    /// What serves the purpose is in the ring, and an answer to come.
+    in_ring: bool,
     /// The operation that was given up and is still to be answered.
     owed: Option<Operation>,
     clean_up: Option<Operation>,
@@ -193,6 +195,7 @@ impl Default for FcopyProtocol {
             look_now: false,
             look_at: None,
             purpose: None,
+            in_ring: false,
             owed: None,
             clean_up: None,
             copied: 0,
@@ -210,7 +213,11 @@ impl Fcopy {
     pub fn start(&mut self, now: Duration, file: NewFile) -> Result<Ticket, FcopyError> {
         self.versions()?;
         let protocol = &mut self.protocol;
-        if protocol.copy.is_some() || protocol.owed.is_some() || protocol.clean_up.is_some() {
+        if protocol.owed.is_some() {
+            // Nobody else's copy is in the way, but a guest that does not answer.
+            return Err(ServiceError::Timeout.into());
+        }
+        if protocol.copy.is_some() || protocol.clean_up.is_some() {
             return Err(ServiceError::Busy.into());
         }
         if protocol.guest == Guest::NoLocale {
@@ -375,7 +382,7 @@ impl FcopyProtocol {
             return;
         };
         copy.stalled_at = None;
-        if self.purpose == Some(Purpose::Copy) {
+        if self.purpose == Some(Purpose::Copy) && self.in_ring {
             copy.aborted.get_or_insert(error);
         } else if copy.is_created() {
             copy.step = Step::Cancel(error);
@@ -482,6 +489,7 @@ impl Protocol for FcopyProtocol {
         self.guest = Guest::Unknown;
         (self.look_now, self.look_at) = (true, None);
         (self.purpose, self.owed, self.clean_up) = (None, None, None);
+        self.in_ring = false;
     }
 
     fn disconnected(&mut self, _: Duration) {
@@ -493,6 +501,7 @@ impl Protocol for FcopyProtocol {
         self.finish(Err(FcopyFailure { error, partial }));
         (self.look_now, self.look_at) = (false, None);
         (self.purpose, self.owed, self.clean_up) = (None, None, None);
+        self.in_ring = false;
     }
 
     fn arrived(&mut self, transaction_id: u64) {
@@ -542,6 +551,7 @@ impl Protocol for FcopyProtocol {
     }
 
     fn sent(&mut self, _: Duration) {
+        self.in_ring = true;
         match self.purpose {
             Some(Purpose::Copy) => {
                 if let Some(copy) = &mut self.copy {
@@ -555,6 +565,7 @@ impl Protocol for FcopyProtocol {
     }
 
     fn answered(&mut self, now: Duration, answer: &Answer<'_>) -> Result<(), BadAnswer> {
+        self.in_ring = false;
         match self.purpose.take().ok_or(BadAnswer)? {
             Purpose::Copy => match self.copy_answered(now, answer.status) {
                 Next::GoOn => {}
@@ -589,6 +600,7 @@ impl Protocol for FcopyProtocol {
     }
 
     fn failed(&mut self, now: Duration, error: ServiceError) {
+        self.in_ring = false;
         let Some(purpose) = self.purpose.take() else {
             return;
         };

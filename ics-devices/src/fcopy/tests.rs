@@ -392,7 +392,7 @@ fn what_is_answered_too_late_is_cleaned_up_before_the_next_copy() {
     assert!(failure.partial);
     assert_eq!(
         script.begin(file("/tmp/b", 1)),
-        Err(ServiceError::Busy.into())
+        Err(ServiceError::Timeout.into())
     );
     let reply = linux.reply(start);
     assert!(linux.files.contains_key("/tmp/a"));

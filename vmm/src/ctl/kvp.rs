@@ -166,7 +166,7 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
         return print(json, &answer, || {
             let list: ItemList = parse(&answer)?;
             let rows = list.items.iter();
-            let rows = rows.map(|item| [item.key.clone(), shown(&item.value)]);
+            let rows = rows.map(|item| [shown(&item.key), shown(&item.value)]);
             Ok(show::table(["KEY", "VALUE"], rows) + &remarks(&list))
         });
     }
@@ -182,7 +182,7 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
             let list: ItemList = parse(&all[pool.name()])?;
             end.push_str(&remarks(&list));
             for item in list.items {
-                rows.push([pool.name().to_owned(), item.key, shown(&item.value)]);
+                rows.push([pool.name().to_owned(), shown(&item.key), shown(&item.value)]);
             }
         }
         Ok(show::table(["POOL", "KEY", "VALUE"], rows.into_iter()) + &end)

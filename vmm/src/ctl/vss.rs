@@ -123,8 +123,17 @@ fn around(vm: &Client, how: &Run) -> Result<(), CtlError> {
     for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    freeze(vm, how.max)?;
-    let status = command(&how.command, &stop);
+    freeze(vm, how.max).inspect_err(|error| {
+        // Unless it is somebody else's: whether the guest did freeze may be open.
+        if !matches!(error, CtlError::Api(error) if error.code == "busy") {
+            let _ = thaw(vm);
+        }
+    })?;
+    let status = if stop.load(Ordering::Relaxed) {
+        Err(io::ErrorKind::Interrupted.into())
+    } else {
+        command(&how.command, &stop)
+    };
     let thawed = thaw(vm);
     let status = status?;
     if !was_frozen(&thawed?) {

@@ -143,8 +143,8 @@ fn hotplug(context: &Context) -> Outcome {
         return Ok(());
     }
     let rounds = context.times(5, 50);
-    let mut vm = boot(context, &["--ic", "none", "--device", "echo:toggle=700ms"])?;
-    let limit = Duration::from_secs(60 + 4 * rounds);
+    let mut vm = boot(context, &["--ic", "none", "--device", "echo:toggle=1500ms"])?;
+    let limit = Duration::from_secs(90 + 8 * rounds);
     let said = sh_long(&mut vm, &format!("/init uio-hotplug {rounds}"), limit)?;
     note(&said);
     ensure!(

@@ -18,7 +18,16 @@ const LAYER: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
-pub const TARGETS: [&str; 4] = ["control_messages", "ring", "synic", "kernel_image"];
+pub const TARGETS: [&str; 8] = [
+    "control_messages",
+    "ring",
+    "synic",
+    "kernel_image",
+    "kvp",
+    "vss",
+    "fcopy",
+    "service_replies",
+];
 
 /// What makes the compiler count what is reached.
 const FLAGS: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \

@@ -76,7 +76,8 @@ enum Cmd {
     },
     /// Fuzzes what parses a guest's or a user's bytes; what fails is kept under target/fuzz.
     Fuzz {
-        /// Only this target: control_messages, ring, synic or kernel_image
+        /// Only this target: control_messages, ring, synic, kernel_image, kvp, vss, fcopy or
+        /// service_replies
         target: Option<String>,
         /// How long each target runs
         #[arg(long, default_value = "60")]

@@ -39,7 +39,7 @@ fn ready(context: &Context) -> Outcome<(Vm, Control)> {
     let (mut vm, control) = boot(context, |setup| setup)?;
     load(&mut vm)?;
     vm.sh_ok(
-        "modprobe brd rd_nr=1 rd_size=8192 && modprobe ext4 && mke2fs /dev/ram0 && \
+        "modprobe crc32c_generic; modprobe brd rd_nr=1 rd_size=8192 && modprobe ext4 && mke2fs /dev/ram0 && \
          mount -t ext4 /dev/ram0 /mnt",
     )?;
     vm.sh_ok("hv_vss_daemon")?;

@@ -26,14 +26,16 @@ use crate::slot::Ticket;
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
 
+mod copy;
 mod error;
 mod name;
 mod wire;
 
+use copy::{Copy, PATIENCE, Step};
 pub use error::{FcopyError, FcopyFailure};
 pub use name::{FcopyDaemon, NameError, Target};
 pub use wire::FRAGMENT;
-use wire::{Operation, emit_bare, emit_start, emit_write};
+use wire::{Operation, emit_bare, emit_start};
 
 /// The file copy service.
 ///
@@ -55,11 +57,6 @@ pub type Fcopy = Ic<FcopyProtocol>;
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 /// Between two looks for a daemon that is not there.
 const LOOK: Duration = Duration::from_secs(5);
-/// A user that has no data for so long has given up.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes that are kept for the guest: enough to go on while the user is asked
-/// for more.
-const BUFFER: usize = 16 * FRAGMENT;
 /// The ring's transaction id in all packets of the newer daemon.
 const UIO_TRANSACTION: u64 = u64::MAX;
 
@@ -115,36 +112,6 @@ pub struct Progress {
     pub size: u64,
     /// The guest has created the file and takes data.
     pub started: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Start,
-    /// The start was refused. Is there a daemon, the directory?
-    AskDaemon,
-    AskDirectory,
-    Data,
-    Complete,
-    /// The file was created and is not wanted any more.
-    Cancel(FcopyError),
-    /// The daemon knows no cancelling; its file is closed at least.
-    Close(FcopyError),
-}
-
-#[derive(Debug)]
-struct Copy {
-    ticket: Ticket,
-    file: NewFile,
-    step: Step,
-    written: u64,
-    fragments: u64,
-    /// Bytes of the fragment in flight; they are the first in `data`.
-    in_flight: usize,
-    data: Vec<u8>,
-    pushed: u64,
-    stalled_at: Option<Duration>,
-    /// The user has given up while something was in flight.
-    aborted: Option<FcopyError>,
 }
 
 /// What is in the ring, or about to be.
@@ -226,42 +193,21 @@ impl Fcopy {
         file.target.check(protocol.daemon)?;
         protocol.last += 1;
         let ticket = Ticket(protocol.last);
-        protocol.copy = Some(Copy {
-            ticket,
-            file,
-            step: Step::Start,
-            written: 0,
-            fragments: 0,
-            in_flight: 0,
-            data: Vec::new(),
-            pushed: 0,
-            stalled_at: Some(now.saturating_add(PATIENCE)),
-            aborted: None,
-        });
+        protocol.copy = Some(Copy::new(now, ticket, file));
         Ok(ticket)
     }
 
     /// How many bytes [`push`](Self::push) takes now. Poke the host after
     /// pushing; there is more room when it has sent them.
     pub fn room(&self) -> usize {
-        let Some(copy) = &self.protocol.copy else {
-            return 0;
-        };
-        let left = copy.file.size.saturating_sub(copy.pushed);
-        let left = usize::try_from(left).unwrap_or(usize::MAX);
-        left.min(BUFFER.saturating_sub(copy.data.len()))
+        self.protocol.copy.as_ref().map_or(0, Copy::room)
     }
 
     /// Takes the next bytes of the file, as many as there is room for; how many
     /// that was.
     pub fn push(&mut self, now: Duration, data: &[u8]) -> usize {
-        let room = self.room().min(data.len());
-        if let (Some(copy), Some(data)) = (&mut self.protocol.copy, data.get(..room)) {
-            copy.data.extend_from_slice(data);
-            copy.pushed = copy.pushed.saturating_add(data.len() as u64);
-            copy.stalled_at = Some(now.saturating_add(PATIENCE));
-        }
-        room
+        let copy = self.protocol.copy.as_mut();
+        copy.map_or(0, |copy| copy.push(now, data))
     }
 
     /// Gives the copy up. It has an outcome when the guest has been told. Poke
@@ -299,57 +245,6 @@ impl Default for Fcopy {
 const NO_LOCALE: ServiceError = ServiceError::Unsupported(
     "the guest's hv_fcopy_uio_daemon cannot read file names: it needs the locale en_US.UTF-8",
 );
-
-impl Copy {
-    /// The operation that the present step sends, if it can be sent yet.
-    fn operation(&self) -> Option<Operation> {
-        match self.step {
-            Step::Start | Step::AskDaemon | Step::AskDirectory => Some(Operation::Start),
-            Step::Data => {
-                let left = self.file.size.saturating_sub(self.written);
-                let fragment = usize::try_from(left).map_or(FRAGMENT, |left| left.min(FRAGMENT));
-                (self.data.len() >= fragment).then_some(Operation::Write)
-            }
-            Step::Complete | Step::Close(_) => Some(Operation::Complete),
-            Step::Cancel(_) => Some(Operation::Cancel),
-        }
-    }
-
-    fn emit(&self, operation: Operation, body: &mut Vec<u8>) {
-        let file = &self.file;
-        match self.step {
-            Step::Start => emit_start(&file.target, file.overwrite, file.mkdir, file.size, body),
-            Step::AskDaemon => emit_start(&Target::root(), false, false, 0, body),
-            Step::AskDirectory => emit_start(&file.target.of_directory(), false, false, 0, body),
-            Step::Data => {
-                let fragment = self.data.get(..FRAGMENT).unwrap_or(&self.data);
-                emit_write(self.written, fragment, body);
-            }
-            _ => emit_bare(operation, body),
-        }
-    }
-
-    fn sent(&mut self) {
-        if self.step == Step::Data {
-            self.in_flight = self.data.len().min(FRAGMENT);
-            self.stalled_at = None;
-        }
-    }
-
-    /// The guest has created the file and not closed it.
-    fn is_created(&self) -> bool {
-        matches!(self.step, Step::Data)
-    }
-
-    fn next_data(&mut self, now: Duration) {
-        self.step = if self.written == self.file.size {
-            Step::Complete
-        } else {
-            Step::Data
-        };
-        self.stalled_at = (self.step == Step::Data).then(|| now.saturating_add(PATIENCE));
-    }
-}
 
 /// What comes of an answer.
 enum Next {

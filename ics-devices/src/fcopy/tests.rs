@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::copy::BUFFER;
 use super::*;
 use crate::script::{Script, answer, listed, secs};
 

@@ -22,7 +22,8 @@
 //!   sending.
 //! * Both have ended, or the host's end is gone altogether: the channel is taken
 //!   back. Linux waits for that in a kernel thread, so it always comes: a guest
-//!   that has sent FIN and hears nothing for [`LINGER`] loses its channel.
+//!   that has sent FIN and hears nothing for [`LINGER`] loses its channel, even
+//!   if there is data before the FIN that the stream does not take.
 //!
 //! # Addresses
 //! ```
@@ -47,7 +48,11 @@ pub const OPEN_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long a connection whose guest has ended its direction may be silent. A
 /// guest's thread that waits longer than 120 s for the end is reported as hung.
-pub const LINGER: Duration = Duration::from_secs(100);
+pub const LINGER: Duration = Duration::from_secs(90);
+
+/// How often a connection whose stream takes nothing is looked at: the guest may
+/// have ended its direction, which it does not signal while its ring is not empty.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// The most data that Linux accepts in one packet.
 pub const MAX_DATA: usize = 16 * 1024;

@@ -66,6 +66,12 @@ pub trait Device: Any + Send {
         packet: &Packet<'_>,
     ) -> Result<Flow, DeviceError>;
 
+    /// A packet was put off. `last` is the payload of the packet that was sent
+    /// last, if it is of one word, as those are that say goodbye.
+    fn stalled(&mut self, now: Duration, last: Option<[u8; 8]>) {
+        let _ = (now, last);
+    }
+
     /// The deadline has come, there is room in a ring that was full, or the host
     /// wants something: the device may send.
     fn poll(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {

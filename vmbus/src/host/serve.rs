@@ -243,6 +243,9 @@ impl OpenChannel {
             note(relid, said);
         }
         let drained = self.drain(device, now, relid, scratch, trace)?;
+        if matches!(drained, Drained::Stalled) {
+            device.stalled(now, self.rings.incoming.last_word()?);
+        }
         served.signal = self.flush()?;
         let room = self.check_room()?;
         served.more = match drained {

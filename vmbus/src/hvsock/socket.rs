@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{LINGER, MAX_DATA, OPEN_LIMIT};
+use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT};
 use crate::bus::OfferSpec;
 use crate::host::{Channel, Device, DeviceError, Flow, Packet, SendError};
 use crate::ring::PacketMeta;
@@ -57,6 +57,8 @@ pub struct Socket {
     expires: Duration,
     /// When silence ends it.
     deadline: Option<Duration>,
+    /// The stream takes nothing: when to look whether the guest has ended.
+    look_at: Option<Duration>,
     /// Bytes of the packet at the ring's head that the stream has taken.
     taken: usize,
     /// The guest has sent FIN.
@@ -117,6 +119,7 @@ impl Socket {
             stream: Some(stream),
             expires: now.saturating_add(OPEN_LIMIT),
             deadline: None,
+            look_at: None,
             taken: 0,
             guest_ended: false,
             host_ended: false,
@@ -248,7 +251,10 @@ impl Device for Socket {
                 break;
             }
             match stream.write(rest) {
-                Ok(len) => self.taken += len,
+                Ok(len) => {
+                    self.taken += len;
+                    (self.deadline, self.look_at) = (None, None);
+                }
                 Err(StreamError::WouldBlock) => return Ok(Flow::Later),
                 Err(StreamError::Gone) => {
                     // What it has sent before still goes to the guest.
@@ -261,11 +267,24 @@ impl Device for Socket {
         Ok(Flow::Done)
     }
 
+    fn stalled(&mut self, now: Duration, last: Option<[u8; 8]>) {
+        if last == Some(PipeHeader::data(0).to_bytes()) {
+            self.look_at = None;
+            self.deadline.get_or_insert(now.saturating_add(LINGER));
+        } else {
+            self.look_at = Some(now.saturating_add(LOOK));
+        }
+    }
+
     fn poll(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
         if self.deadline.is_some_and(|at| at <= now) {
             self.deadline = None;
             self.stream = None;
             return Ok(());
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            // Set again if the packet is put off again, which is seen at once.
+            self.look_at = None;
         }
         self.pump(now, channel)
     }
@@ -274,7 +293,7 @@ impl Device for Socket {
         if self.more {
             Some(Duration::ZERO)
         } else {
-            self.deadline
+            [self.deadline, self.look_at].into_iter().flatten().min()
         }
     }
 

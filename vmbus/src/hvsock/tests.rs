@@ -316,13 +316,13 @@ fn an_offer_that_nobody_opens_is_taken_back() {
 fn a_silent_end_lingers_only_so_long() {
     let (mut guest, mut channel, memory) = open(usize::MAX, 7);
     assert!(guest.send(&mut channel, 0, &frame(b"")));
-    guest.advance(Duration::from_secs(99));
+    guest.advance(Duration::from_secs(89));
     memory.with(|end| end.to_guest.extend(b"late"));
     poke(&mut guest, channel.relid);
     assert_eq!(read_all(&mut guest, &mut channel).0, b"late");
     memory.with(|end| end.to_guest.extend(b"later"));
     poke(&mut guest, channel.relid);
-    guest.advance(Duration::from_secs(99));
+    guest.advance(Duration::from_secs(89));
     assert!(!rescinded(&mut guest), "the guest has read since");
     // What it does not read does not count.
     memory.with(|end| end.to_guest.extend(b"latest"));
@@ -343,6 +343,34 @@ fn a_client_that_left_while_the_ring_was_full_is_not_kept() {
     assert!(!rescinded(&mut guest), "the guest may still read");
     guest.advance(Duration::from_secs(1));
     assert!(rescinded(&mut guest));
+}
+
+#[test]
+fn a_guest_that_closed_behind_a_sleeping_reader_is_let_go() {
+    let (mut guest, mut channel, memory) = open(10, 7);
+    assert!(guest.send(&mut channel, 0, &frame(&[1; 100])));
+    assert!(!rescinded(&mut guest));
+    // It only sleeps: that may last.
+    guest.advance(Duration::from_secs(1000));
+    assert!(!rescinded(&mut guest));
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    guest.advance(LOOK + LINGER);
+    assert!(rescinded(&mut guest), "a guest's thread waits for it");
+    assert!(memory.with(|end| end.dropped));
+}
+
+#[test]
+fn a_reader_that_wakes_up_in_time_gets_everything() {
+    let (mut guest, mut channel, memory) = open(10, 7);
+    assert!(guest.send(&mut channel, 0, &frame(&[1; 100])));
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    guest.advance(LINGER.saturating_sub(Duration::from_secs(1)));
+    memory.with(|end| end.room = 50);
+    poke(&mut guest, channel.relid);
+    guest.advance(LINGER.saturating_sub(Duration::from_secs(1)));
+    memory.with(|end| end.room = 1000);
+    poke(&mut guest, channel.relid);
+    assert!(memory.with(|end| end.got.len() == 100 && end.guest_ended));
 }
 
 #[test]

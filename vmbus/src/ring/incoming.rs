@@ -145,6 +145,24 @@ impl Incoming {
         Ok(self.reader.available(control)? == 0)
     }
 
+    /// The payload of the last packet in the ring, if that seems to be plain
+    /// and of one word: for those who cannot take the packets before it yet. The
+    /// guest can make it look so with any data of its own.
+    pub fn last_word(&mut self) -> Result<Option<[u8; 8]>, RingError> {
+        const SIZE: u32 = HEADER + 8 + TRAILER;
+        let present = self.reader.present(self.data.control()?)?;
+        let Some(before) = present.checked_sub(SIZE) else {
+            return Ok(None);
+        };
+        let at = self.data.wrap(self.reader.cursor(), before);
+        let header = self.data.read_header(at);
+        let plain = header.packet_type == PacketType::IN_BAND
+            && (header.payload_offset(), header.packet_len()) == (HEADER, HEADER + 8);
+        let mut word = [0; 8];
+        self.data.read(self.data.wrap(at, HEADER), &mut word);
+        Ok(plain.then_some(word))
+    }
+
     /// The guest's pending_send_sz, for a status display.
     pub fn guest_pending_send_sz(&self) -> u32 {
         self.data.control().map_or(0, Words::pending_send_sz)

@@ -91,6 +91,12 @@ impl Reader {
         Ok(distance(self.cursor, self.write, self.size))
     }
 
+    /// Bytes that could be peeked at by the guest's present index.
+    pub(crate) fn present(&mut self, words: &impl Words) -> Result<u32, RingError> {
+        self.look(words)?;
+        Ok(distance(self.cursor, self.write, self.size))
+    }
+
     /// Takes the guest's index. It can only have moved on, into the space that
     /// the guest knows to be free.
     #[inline]

@@ -99,6 +99,23 @@ impl Release {
         fs::remove_file(&deb).context(LAYER, deb.display())
     }
 
+    /// The same, or an older version where the archive has lost the newest.
+    pub fn unpack_any(&self, package: &str, into: &Path) -> Result<()> {
+        let newest = self.unpack(package, into);
+        if newest.is_ok() {
+            return newest;
+        }
+        let list = output_of(LAYER, self.apt("apt-cache").args(["madison", package]))?;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        let versions = list.lines().filter_map(|line| line.split('|').nth(1));
+        for version in versions.map(str::trim).skip(1) {
+            if self.unpack(&format!("{package}={version}"), into).is_ok() {
+                return Ok(());
+            }
+        }
+        newest
+    }
+
     /// Downloads the newest version of a package.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
         let dir = paths::unfinished(&self.dir.join("download"))?;

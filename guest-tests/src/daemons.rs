@@ -55,7 +55,7 @@ impl Daemons {
                 for package in PACKAGES {
                     if release.unpack(package, &fresh).is_err() {
                         release.refresh()?;
-                        release.unpack(package, &fresh)?;
+                        release.unpack_any(package, &fresh)?;
                     }
                 }
                 paths::finish(&fresh, &dir)

@@ -29,7 +29,7 @@ pub struct Listing {
     pub items: Vec<Item>,
     /// How many the guest could not turn into UTF-16.
     pub unreadable: u32,
-    /// There are more; reading ended at [`MAX_LISTED`].
+    /// There are more; reading ended at a limit.
     pub cut: bool,
 }
 

@@ -83,7 +83,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Control socket [default: api.sock in a private directory of the VM's name]
+    /// Control socket [default: $XDG_RUNTIME_DIR/vmm/NAME/api.sock; without that variable /run/vmm
+    /// for root, else a private directory in the temporary directory]
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
 
@@ -269,7 +270,7 @@ fn memory(text: &str) -> Result<u64, String> {
     if size.is_multiple_of(4096) {
         Ok(size)
     } else {
-        Err("expected a multiple of 4096 bytes".into())
+        Err("expected a size such as 256M or 2G; without a unit it is bytes, and a multiple of 4096".into())
     }
 }
 
@@ -406,17 +407,27 @@ pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("wrong usage");
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    // Where the first line is only a heading, what it announces follows.
+    let first = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // What there is instead is the whole help.
+        "a command is missing"
+    } else {
+        first.strip_prefix("error: ").unwrap_or(first)
+    };
+    // Where the first line is only a heading, what it announces follows; what
+    // is accepted, or was meant, follows too.
     let more = if first.ends_with(':') {
         lines.next()
     } else {
-        None
+        lines.find(|line| line.starts_with("[possible values") || line.starts_with("tip: "))
     };
     let _ = writeln!(
         io::stderr(),
         "{program}: {first}{}{} (see {program} --help)",
-        if more.is_some() { " " } else { "" },
+        match more {
+            Some(more) if more.starts_with("tip: ") => "; ",
+            Some(_) => " ",
+            None => "",
+        },
         more.unwrap_or_default()
     );
     exit::USAGE.into()

@@ -15,7 +15,11 @@ fn main() -> ExitCode {
         Err(error) => return cli::usage("vmm", &error),
     };
     if let Err(error) = start_log(&args) {
-        return fail(&format!("--log-file: cannot create it: {error}"));
+        let path = args.log_file.unwrap_or_default();
+        return fail(&format!(
+            "--log-file: cannot create {}: {error}",
+            path.display()
+        ));
     }
     match supervisor::run(&args) {
         Ok(code) => code.into(),

@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::unbounded;
+use ics_devices::{KvpRequest, VssRequest};
 use openapi::{Description, Operation};
 use serde_json::{Value, json};
+use vmm::api::data::{IpEntry, ItemEntry, ItemList};
 use vmm::api::http::Request;
 use vmm::api::routes::route;
 use vmm::api::server::ApiServer;
@@ -285,7 +287,27 @@ fn perform(op: &Op) -> Answer {
             PowerAction::Shutdown | PowerAction::Reboot => Ok(json!({"accepted": true})),
             _ => Ok(json!({"done": true})),
         },
-        // docs/kvp.md, docs/vss.md and docs/fcopy.md describe these.
+        Op::Kvp(KvpRequest::List(_)) => answer(&ItemList {
+            items: vec![ItemEntry {
+                key: "role".into(),
+                value: "web".into(),
+            }],
+            unreadable: 1,
+            cut: false,
+        }),
+        Op::Kvp(KvpRequest::Get(..)) => Ok(json!({"value": "web"})),
+        Op::Kvp(KvpRequest::GetIp(_)) => answer(&IpEntry {
+            addresses: vec!["10.0.0.2/24".into()],
+            ..IpEntry::default()
+        }),
+        Op::Kvp(_) => Ok(json!({"done": true})),
+        Op::VssState => {
+            Ok(json!({"filesystems": "thawed", "thawed_in_ms": null, "expired": false}))
+        }
+        Op::Vss(VssRequest::Check) => Ok(json!({"possible": true})),
+        Op::Vss(VssRequest::Thaw) => Ok(json!({"thawed": true, "was_frozen": true})),
+        Op::Vss(VssRequest::Freeze { .. }) => Ok(json!({"frozen": true, "max_ms": 10})),
+        // docs/fcopy.md describes what is left.
         _ => Err(ApiError::new(503, "no-daemon", "daemon", "no")),
     }
 }

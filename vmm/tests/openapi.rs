@@ -302,7 +302,7 @@ fn perform(op: &Op) -> Answer {
         }),
         Op::Kvp(_) => Ok(json!({"done": true})),
         Op::VssState => {
-            Ok(json!({"filesystems": "thawed", "thawed_in_ms": null, "expired": false}))
+            Ok(json!({"filesystems": "thawed", "thawed_in_ms": null, "expired": 0}))
         }
         Op::Vss(VssRequest::Check) => Ok(json!({"possible": true})),
         Op::Vss(VssRequest::Thaw) => Ok(json!({"thawed": true, "was_frozen": true})),

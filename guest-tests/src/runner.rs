@@ -3,8 +3,9 @@
 //!
 //! Each guest test is one command, `guest-suite run CASE …`, so it runs here or
 //! in the nest alike. Nests have one CPU each, so there is one for each of this
-//! machine's, and they share the tests. A nest serves many; if it hangs it is
-//! replaced, and the test is run once more. Such retries are counted and shown.
+//! machine's, and they share the tests. A nest serves many; if it hangs, or
+//! a test fails in it, it is replaced, and the test is run once more. Such retries
+//! are counted and shown.
 
 mod host;
 mod plan;
@@ -56,7 +57,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     }
     if tally.retries > 0 {
         println!(
-            "{} tests were run once more, marked AGAIN above: the nest hung",
+            "{} tests were run once more, marked AGAIN above: the nest hung, or they failed in it",
             tally.retries
         );
     }
@@ -142,10 +143,8 @@ fn about(place: &Place, jobs: usize) -> String {
 fn guest_test(ground: &mut Ground, run: &Run, label: &str, tally: &Mutex<&mut Tally>) {
     let start = Instant::now();
     let mut end = ground.run(run);
-    if let Err(error) = &end
-        && ground.in_nest
-    {
-        println!("AGAIN {label}: {error}");
+    if let Some(why) = ground.doubt(&end) {
+        println!("AGAIN {label}: {why}");
         tally.lock().unwrap_or_else(PoisonError::into_inner).retries += 1;
         end = ground.run(run);
     }
@@ -202,6 +201,22 @@ impl Ground {
         let mut output = String::from_utf8_lossy(&exit.stdout).into_owned();
         output.push_str(&String::from_utf8_lossy(&exit.stderr));
         Ok((exit.status, output))
+    }
+
+    /// Why a run does not count: the nest hung, or the test failed in it. Times
+    /// in the nest are those of a busy emulator, so there a failure has to happen
+    /// twice, in two nests. That it happened once is told.
+    fn doubt(&mut self, end: &Result<(u32, String)>) -> Option<String> {
+        match end {
+            _ if !self.in_nest => None,
+            Ok((0, _)) => None,
+            Ok((_, output)) => {
+                self.nest = None;
+                let lines: Vec<&str> = output.lines().take(3).collect();
+                Some(lines.join(" | "))
+            }
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     fn argv(&self, run: &Run) -> Vec<OsString> {

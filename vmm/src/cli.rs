@@ -15,6 +15,7 @@ use ics_devices::kvp::{Key, Value};
 use ics_devices::{ServiceSet, ServiceSetError};
 use vmbus::wire::ProtocolVersion;
 
+use crate::api::socket;
 use crate::hyperv::SynicMode;
 
 /// A number that no machine needs more of; KVM has its own, lower limit.
@@ -80,7 +81,7 @@ pub struct Args {
     pub serial: Serial,
 
     /// The VM's name for vmmctl [default: vm-PID]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = socket::valid_name)]
     pub name: Option<String>,
 
     /// Control socket [default: $XDG_RUNTIME_DIR/vmm/NAME/api.sock; without that variable /run/vmm

@@ -397,10 +397,7 @@ impl<'a> Supervisor<'a> {
                 let status = Box::new(self.status());
                 machine.bus().send(BusCall::Status(status, call.reply));
             }
-            Op::Power(body) => {
-                let action = body.action;
-                return self.power(machine, action, call);
-            }
+            Op::Power(_) => return self.power(machine, call),
             Op::SetService(name, enabled) => {
                 // Remembered for the time after a reset.
                 if let Ok(service) = services::find(name) {
@@ -418,14 +415,15 @@ impl<'a> Supervisor<'a> {
         None
     }
 
-    fn power(&mut self, machine: &mut Machine, action: PowerAction, mut call: Call) -> Option<End> {
+    fn power(&mut self, machine: &mut Machine, mut call: Call) -> Option<End> {
+        let Op::Power(body) = &mut call.op else {
+            return None;
+        };
         let done = || Ok(serde_json::json!({"done": true}));
         let paused = self.paused;
-        match action {
+        match body.action {
             PowerAction::Shutdown | PowerAction::Reboot | PowerAction::Hibernate => {
-                if let Op::Power(body) = &mut call.op {
-                    body.timeout_ms = body.timeout_ms.min(MAX_SHUTDOWN_MS);
-                }
+                body.timeout_ms = body.timeout_ms.min(MAX_SHUTDOWN_MS);
                 machine.bus().send(BusCall::Service(call));
                 return None;
             }
@@ -433,8 +431,13 @@ impl<'a> Supervisor<'a> {
                 self.log.write(&Event::Interrupted {
                     by: "the API (kill)".into(),
                 });
+                let code = match self.args.on_shutdown {
+                    Action::Exit(code) if body.as_shutdown => code,
+                    _ if body.as_shutdown => 0,
+                    _ => exit::INTERRUPTED,
+                };
                 call.reply.send(done());
-                return Some(End::Process(exit::INTERRUPTED));
+                return Some(End::Process(code));
             }
             PowerAction::Reset => {
                 self.log.write(&Event::Reset);

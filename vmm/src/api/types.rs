@@ -100,6 +100,22 @@ pub struct PowerBody {
     /// For what asks the guest: how long its answer may take.
     #[serde(default = "default_power_timeout")]
     pub timeout_ms: u64,
+    /// For `kill`: it ends a shutdown that the guest did not do, so `vmm` exits
+    /// as after a shutdown.
+    #[serde(default)]
+    pub as_shutdown: bool,
+}
+
+impl PowerBody {
+    /// An action without anything special.
+    pub fn of(action: PowerAction) -> Self {
+        Self {
+            action,
+            force: false,
+            timeout_ms: default_power_timeout(),
+            as_shutdown: false,
+        }
+    }
 }
 
 fn default_power_timeout() -> u64 {

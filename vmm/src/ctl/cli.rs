@@ -135,7 +135,8 @@ pub struct Shutdown {
     /// How long the guest may take, its answer included
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration)]
     pub timeout: Duration,
-    /// End the VM when the guest refuses or takes too long
+    /// End the VM when the guest refuses or takes too long; `vmm` then exits as after a
+    /// shutdown
     #[arg(long)]
     pub then_kill: bool,
 }

@@ -39,11 +39,16 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
         }
         Command::Wait { condition, timeout } => wait(&vm, condition, *timeout),
         Command::Shutdown(how) => shutdown(&vm, how, args.json),
-        Command::Kill => power(&vm, PowerAction::Kill, "ended", args.json),
-        Command::Reset => power(&vm, PowerAction::Reset, "reset", args.json),
-        Command::Pause => power(&vm, PowerAction::Pause, "paused", args.json),
-        Command::Resume => power(&vm, PowerAction::Resume, "running again", args.json),
-        Command::Nmi => power(&vm, PowerAction::Nmi, "NMI sent", args.json),
+        Command::Kill => power(&vm, &PowerBody::of(PowerAction::Kill), "ended", args.json),
+        Command::Reset => power(&vm, &PowerBody::of(PowerAction::Reset), "reset", args.json),
+        Command::Pause => power(&vm, &PowerBody::of(PowerAction::Pause), "paused", args.json),
+        Command::Resume => power(
+            &vm,
+            &PowerBody::of(PowerAction::Resume),
+            "running again",
+            args.json,
+        ),
+        Command::Nmi => power(&vm, &PowerBody::of(PowerAction::Nmi), "NMI sent", args.json),
         Command::Ic(Ic::List) => {
             let services = vm.get("/v1/services")?;
             print(args.json, &services, || {
@@ -98,13 +103,8 @@ fn list(json: bool) -> Result<(), CtlError> {
     })
 }
 
-fn power(vm: &Client, action: PowerAction, done: &str, json: bool) -> Result<(), CtlError> {
-    let body = PowerBody {
-        action,
-        force: false,
-        timeout_ms: 0,
-    };
-    let answer = vm.send("PUT", "/v1/vm/power", &body)?;
+fn power(vm: &Client, body: &PowerBody, done: &str, json: bool) -> Result<(), CtlError> {
+    let answer = vm.send("PUT", "/v1/vm/power", body)?;
     print(json, &answer, || Ok(format!("{done}\n")))
 }
 
@@ -165,10 +165,11 @@ fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
     };
     let end = Instant::now() + how.timeout;
     let before: VmStatus = parse(&vm.get("/v1/vm")?)?;
+    let timeout_ms = u64::try_from(how.timeout.as_millis()).unwrap_or(u64::MAX);
     let body = PowerBody {
-        action,
         force: how.force,
-        timeout_ms: u64::try_from(how.timeout.as_millis()).unwrap_or(u64::MAX),
+        timeout_ms,
+        ..PowerBody::of(action)
     };
     let result = vm.send("PUT", "/v1/vm/power", &body).and_then(|answer| {
         print(json, &answer, || Ok("accepted by the guest\n".into()))?;
@@ -181,7 +182,11 @@ fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
         }
         Err(error) if how.then_kill && vm.is_there() => {
             let _ = writeln!(io::stderr(), "vmmctl: {error}: ending the VM");
-            power(vm, PowerAction::Kill, "ended", json)
+            let body = PowerBody {
+                as_shutdown: action == PowerAction::Shutdown,
+                ..PowerBody::of(PowerAction::Kill)
+            };
+            power(vm, &body, "ended", json)
         }
         Err(error) => Err(error),
     }

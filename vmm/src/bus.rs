@@ -76,8 +76,8 @@ pub struct BusSettings {
     pub items: Items,
     /// Test devices to offer.
     pub devices: Vec<TestDevice>,
-    /// Where to write what passes.
-    pub trace: Option<Trace>,
+    /// Where to show what passes.
+    pub trace: Trace,
     /// Where to tell of what happens.
     pub hub: EventHub,
 }
@@ -107,10 +107,8 @@ impl BusThread {
             vps: cpus,
             max_version: settings.max_version,
         };
-        let mut host = Host::new(Arc::new(memory.clone()), config);
-        if let Some(trace) = &settings.trace {
-            host.set_tracer(Some(trace.tracer()));
-        }
+        let host = Host::new(Arc::new(memory.clone()), config);
+        settings.trace.set_bell(Arc::clone(&call_bell));
         let epoll = Arc::new(Epoll::new()?);
         watch(&epoll, from_guest.bell.as_raw_fd(), BELL)?;
         watch(&epoll, stop.as_raw_fd(), STOP)?;
@@ -136,6 +134,7 @@ impl BusThread {
             vsock: vsock.transpose()?,
             test_devices: settings.devices.iter().map(Offered::new).collect(),
             trace: settings.trace.clone(),
+            traced: false,
             cpus,
             start: Instant::now(),
         };
@@ -191,7 +190,8 @@ struct Loop {
     channels: BTreeMap<Relid, Bound>,
     vsock: Option<Vsock>,
     test_devices: Vec<Offered>,
-    trace: Option<Trace>,
+    trace: Trace,
+    traced: bool,
     cpus: u32,
     start: Instant,
 }
@@ -200,12 +200,13 @@ impl Loop {
     fn run(mut self) -> io::Result<()> {
         let mut ready = [EpollEvent::default(); 32];
         loop {
+            self.trace();
             self.toggle_test_devices();
             let now = self.now();
             self.services.offer(&mut self.host, now);
             self.do_actions();
-            if let Some(trace) = &self.trace {
-                trace.flush();
+            if self.traced {
+                self.trace.flush();
             }
             let count = match self.epoll.wait(self.wait_ms(), &mut ready) {
                 Ok(count) => count,
@@ -233,6 +234,16 @@ impl Loop {
             if self.host.next_deadline().is_some_and(|at| at <= now) {
                 self.host.handle_timeout(now);
             }
+        }
+    }
+
+    /// Shows what passes as long as somebody looks.
+    fn trace(&mut self) {
+        let wanted = self.trace.is_read();
+        if wanted != self.traced {
+            let tracer = wanted.then(|| self.trace.tracer(self.services.relids()));
+            self.host.set_tracer(tracer);
+            self.traced = wanted;
         }
     }
 

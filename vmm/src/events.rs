@@ -10,13 +10,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use serde::Serialize;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
+use crate::feed::{Feed, FeedEnd};
 use crate::hyperv::{CrashReport, SynicMode};
 use crate::output::Output;
 use crate::sys;
@@ -118,8 +117,6 @@ struct Line<'a> {
 
 /// How many past events a new reader is shown.
 const BACKLOG: usize = 256;
-/// Events that wait for the API thread; more are dropped for its readers.
-const QUEUE: usize = 1024;
 
 /// Where events go: a file, and whoever reads them through the API. Clones
 /// lead to the same place.
@@ -135,20 +132,14 @@ struct State {
     /// Events that the file's reader was too slow for.
     dropped: u64,
     backlog: VecDeque<Arc<[u8]>>,
-    outlet: Option<Outlet>,
-}
-
-struct Outlet {
-    queue: Sender<Arc<[u8]>>,
-    bell: Arc<EventFd>,
+    feed: Option<Feed>,
 }
 
 /// The API thread's end of a hub.
 pub struct EventLines {
     hub: EventHub,
-    queue: Receiver<Arc<[u8]>>,
-    /// Written when there are lines.
-    pub bell: Arc<EventFd>,
+    /// The lines that are new.
+    pub new: FeedEnd,
 }
 
 impl EventHub {
@@ -184,16 +175,11 @@ impl EventHub {
 
     /// Makes the API thread's end.
     pub fn subscribe(&self) -> io::Result<EventLines> {
-        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let (sender, queue) = bounded(QUEUE);
-        self.state.lock().outlet = Some(Outlet {
-            queue: sender,
-            bell: Arc::clone(&bell),
-        });
+        let (feed, new) = Feed::new()?;
+        self.state.lock().feed = Some(feed);
         Ok(EventLines {
             hub: self.clone(),
-            queue,
-            bell,
+            new,
         })
     }
 
@@ -228,25 +214,17 @@ impl EventHub {
             state.backlog.pop_front();
         }
         state.backlog.push_back(Arc::clone(&line));
-        if let Some(outlet) = &state.outlet {
-            if outlet.queue.try_send(line).is_err() {
-                log::debug!("an event was dropped for readers of the API");
-            }
-            let _ = outlet.bell.write(1);
+        if let Some(feed) = &state.feed
+            && !feed.offer(line)
+        {
+            log::debug!("an event was dropped for readers of the API");
         }
     }
 }
 
 impl EventLines {
-    /// The lines that are new since the last call.
-    pub fn take(&self) -> Vec<u8> {
-        let _ = self.bell.read();
-        let lines: Vec<_> = self.queue.try_iter().collect();
-        lines.concat()
-    }
-
     /// The last lines of the past. Those that are also still to be taken would
-    /// come twice: call [`take`](Self::take) first where that matters.
+    /// come twice: take the new ones first where that matters.
     pub fn backlog(&self) -> Vec<u8> {
         let state = self.hub.state.lock();
         state

@@ -25,6 +25,7 @@ pub mod cpu;
 pub mod ctl;
 pub mod devices;
 pub mod events;
+pub mod feed;
 pub mod hyperv;
 mod input;
 pub mod kvm;

@@ -8,7 +8,7 @@
 
 pub mod data;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +79,11 @@ impl Services {
             window: Duration::ZERO,
             told_in_window: 0,
         }
+    }
+
+    /// The channels of services.
+    pub fn relids(&self) -> BTreeSet<Relid> {
+        self.relids.values().copied().collect()
     }
 
     /// Offers what is enabled and not on the bus. A service that was rescinded

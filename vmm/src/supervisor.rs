@@ -175,10 +175,10 @@ impl<'a> Supervisor<'a> {
         let output = Output::start("console", sink)?;
         let words = Output::start("stderr", Box::new(io::stderr()))?;
         let trace = match &args.vmbus_trace {
-            None => None,
+            None => Trace::default(),
             Some(path) => {
                 let trace = Trace::create(path);
-                Some(trace.map_err(|error| Error::Trace(path.clone(), error))?)
+                trace.map_err(|error| Error::Trace(path.clone(), error))?
             }
         };
         let mut bus = BusSettings {
@@ -227,7 +227,7 @@ impl<'a> Supervisor<'a> {
             queue,
             bell: Arc::clone(&call_bell),
         };
-        let api = ApiServer::start(listener, sender, log)?;
+        let api = ApiServer::start(listener, sender, log, &bus.trace)?;
         watch(&epoll, ControlOperation::Add, call_bell.as_raw_fd(), CALLS)?;
         let input = match args.serial {
             Serial::Tty => Input::open(raw_mode.is_some()),

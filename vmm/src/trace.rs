@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--vmbus-trace`: everything that passes on the bus, decoded, as NDJSON.
+//! What passes on the bus, decoded, as NDJSON: for `--vmbus-trace` and for
+//! clients of `GET /v1/trace`. While nobody reads it, nothing is decoded.
 //!
 //! ```json
 //! {"time_us":812345,"from":"guest","message":"OPENCHANNEL","relid":1,"openid":1,…}
@@ -17,6 +18,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ics_devices::Service;
@@ -25,49 +27,146 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use vmbus::host::{TraceEvent, Tracer};
 use vmbus::wire::{Describe, FieldValue, HostMessage, PacketType, Relid};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::feed::{Feed, FeedEnd};
 
 /// Bytes of a packet that are shown.
 const SHOWN: usize = 64;
 
-/// A trace file. Clones write to the same file.
-#[derive(Debug, Clone)]
+/// Bytes of lines that are gathered for clients before they are lost.
+const MAX_BATCH: usize = 128 << 10;
+
+/// Where traffic is shown. Clones lead to the same place.
+#[derive(Debug, Clone, Default)]
 pub struct Trace {
-    sink: Arc<Mutex<Option<BufWriter<File>>>>,
+    shared: Arc<Shared>,
 }
 
+#[derive(Debug, Default)]
+struct Shared {
+    /// The file, and clients.
+    readers: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    file: Option<BufWriter<File>>,
+    feed: Option<Feed>,
+    /// Lines for clients since the bus last slept.
+    batch: Vec<u8>,
+    lines: u64,
+    /// Lines that clients were too slow for, and have not been told of.
+    lost: u64,
+    /// Wakes the bus.
+    bell: Option<Arc<EventFd>>,
+}
+
+/// As long as this is kept somebody reads the trace.
+#[derive(Debug)]
+pub struct Reader(Trace);
+
 impl Trace {
-    /// Creates the file.
+    /// Writes everything to a new file too.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let sink = Some(BufWriter::new(File::create(path)?));
-        Ok(Self {
-            sink: Arc::new(Mutex::new(sink)),
-        })
+        let trace = Self::default();
+        trace.shared.state.lock().file = Some(BufWriter::new(File::create(path)?));
+        trace.shared.readers.store(1, Ordering::Relaxed);
+        Ok(trace)
     }
 
-    /// What shows a bus's traffic to this trace.
-    pub fn tracer(&self) -> Box<dyn Tracer> {
+    /// Makes the API thread's end.
+    pub fn subscribe(&self) -> io::Result<FeedEnd> {
+        let (feed, end) = Feed::new()?;
+        self.shared.state.lock().feed = Some(feed);
+        Ok(end)
+    }
+
+    /// The bus to wake when somebody begins to read, or stops.
+    pub fn set_bell(&self, bell: Arc<EventFd>) {
+        self.shared.state.lock().bell = Some(bell);
+    }
+
+    /// Somebody reads from now on.
+    pub fn read(&self) -> Reader {
+        self.shared.readers.fetch_add(1, Ordering::Relaxed);
+        self.wake();
+        Reader(self.clone())
+    }
+
+    /// Whether anybody reads.
+    pub fn is_read(&self) -> bool {
+        self.shared.readers.load(Ordering::Relaxed) > 0
+    }
+
+    fn wake(&self) {
+        if let Some(bell) = &self.shared.state.lock().bell {
+            let _ = bell.write(1);
+        }
+    }
+
+    /// What shows a bus's traffic, on which `services` are services' channels.
+    pub fn tracer(&self, services: BTreeSet<Relid>) -> Box<dyn Tracer> {
         Box::new(BusTracer {
             trace: self.clone(),
-            decoder: Decoder::default(),
+            decoder: Decoder { services },
         })
     }
 
-    /// Writes what is buffered: before the bus sleeps.
+    /// Passes on what is gathered: before the bus sleeps.
     pub fn flush(&self) {
-        self.with(Write::flush);
+        let mut state = self.shared.state.lock();
+        self.write(&mut state, Write::flush);
+        if state.lines == 0 {
+            return;
+        }
+        let mut batch = std::mem::take(&mut state.batch);
+        if state.lost > 0 {
+            batch.extend_from_slice(format!("{{\"lost\":{}}}\n", state.lost).as_bytes());
+        }
+        let taken = state
+            .feed
+            .as_ref()
+            .is_some_and(|feed| feed.offer(batch.into()));
+        state.lost = if taken { 0 } else { state.lost + state.lines };
+        state.lines = 0;
     }
 
-    /// A trace that cannot be written is given up with a warning.
-    fn with(&self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
-        let mut sink = self.sink.lock();
-        if let Some(Err(error)) = sink.as_mut().map(write) {
-            log::warn!("VMBus trace: {error}; the trace ends here");
-            *sink = None;
+    fn line(&self, line: &[u8]) {
+        let mut state = self.shared.state.lock();
+        self.write(&mut state, |file| file.write_all(line));
+        let clients =
+            self.shared.readers.load(Ordering::Relaxed) > usize::from(state.file.is_some());
+        if !clients {
+            return;
+        }
+        if state.batch.len() + line.len() > MAX_BATCH {
+            state.lost += 1;
+        } else {
+            state.batch.extend_from_slice(line);
+            state.lines += 1;
+        }
+    }
+
+    /// A file that cannot be written is given up with a warning.
+    fn write(&self, state: &mut State, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+        if let Some(Err(error)) = state.file.as_mut().map(write) {
+            log::warn!("--vmbus-trace: {error}; the trace ends here");
+            state.file = None;
+            self.shared.readers.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Writes one bus's traffic down.
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.shared.readers.fetch_sub(1, Ordering::Relaxed);
+        self.0.wake();
+    }
+}
+
+/// Shows one bus's traffic.
 struct BusTracer {
     trace: Trace,
     decoder: Decoder,
@@ -79,10 +178,13 @@ impl Tracer for BusTracer {
         let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         line.insert("time_us".into(), micros.into());
         self.decoder.decode(&mut line, event);
-        self.trace.with(|sink| {
-            serde_json::to_writer(&mut *sink, &line)?;
-            sink.write_all(b"\n")
-        });
+        match serde_json::to_vec(&line) {
+            Ok(mut bytes) => {
+                bytes.push(b'\n');
+                self.trace.line(&bytes);
+            }
+            Err(error) => log::warn!("VMBus trace: {error}"),
+        }
     }
 }
 

@@ -32,6 +32,12 @@ pub(super) const CASES: &[Case] = &[
     )
     .once(),
     Case::new(
+        "api-trace",
+        "vmmctl trace shows what passes, in both its forms, and costs nothing after",
+        trace,
+    )
+    .once(),
+    Case::new(
         "api-hostile",
         "clients that are silent, mad, huge or gone harm neither others nor the guest",
         hostile,
@@ -44,6 +50,29 @@ fn described() -> Outcome<Description> {
     Ok(Description::parse(include_str!(
         "../../../docs/openapi.json"
     ))?)
+}
+
+fn trace(context: &Context) -> Outcome {
+    let described = described()?;
+    let (vm, control) = boot_ready(context, |setup| setup)?;
+    // A beat comes every 2 s: its packet, a signal, the answer.
+    let said = control.ok(&["--json", "trace", "--lines", "8"])?;
+    let mut beats = 0;
+    for line in said.lines() {
+        let line: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+        described.check_named("Traffic", &line)?;
+        beats += usize::from(line["service"]["message"] == "heartbeat");
+    }
+    ensure!(
+        said.lines().count() == 8 && beats >= 2,
+        "vmmctl --json trace shows {said}"
+    );
+    let said = control.ok(&["trace", "-n", "8"])?;
+    ensure!(
+        said.lines().count() == 8 && said.contains("service: ") && !said.contains('{'),
+        "vmmctl trace shows {said}"
+    );
+    vm.power_off()
 }
 
 fn description(context: &Context) -> Outcome {

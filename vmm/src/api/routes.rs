@@ -38,11 +38,19 @@ pub enum Op {
 pub enum Route {
     /// An operation with one answer.
     Op(Op),
-    /// `GET /v1/events`.
-    Events {
-        /// A stream of all events to come; otherwise those so far.
-        follow: bool,
-    },
+    /// `GET /v1/events?follow=false`: those so far.
+    Past,
+    /// A stream of what comes, to the client's end or for so many lines.
+    Stream(Stream, Option<u64>),
+}
+
+/// What can be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// `GET /v1/events`, beginning with those so far.
+    Events,
+    /// `GET /v1/trace`.
+    Trace,
 }
 
 /// Finds the route of a request.
@@ -64,9 +72,14 @@ pub fn route(request: &Request) -> Result<Route, ApiError> {
         (["v1", "time"], "GET") => Op::Time,
         (["v1", "time", "sync"], "POST") => Op::TimeSync,
         (["v1", "events"], "GET") => {
-            let follow = query.split('&').all(|word| word != "follow=false");
-            return Ok(Route::Events { follow });
+            let past = query.split('&').any(|word| word == "follow=false");
+            return Ok(if past {
+                Route::Past
+            } else {
+                Route::Stream(Stream::Events, lines(query)?)
+            });
         }
+        (["v1", "trace"], "GET") => return Ok(Route::Stream(Stream::Trace, lines(query)?)),
         (parts, _) => match data::route(request, parts, method) {
             Some(op) => op?,
             None => return Err(unknown(parts, method, path)),
@@ -75,9 +88,23 @@ pub fn route(request: &Request) -> Result<Route, ApiError> {
     Ok(Route::Op(op))
 }
 
+/// How many lines of a stream are wanted.
+fn lines(query: &str) -> Result<Option<u64>, ApiError> {
+    let mut words = query.split('&');
+    let Some(count) = words.find_map(|word| word.strip_prefix("lines=")) else {
+        return Ok(None);
+    };
+    match count.parse() {
+        Ok(count) if count > 0 => Ok(Some(count)),
+        _ => Err(ApiError::bad_request(format!(
+            "lines: expected a number from 1 on, not '{count}'"
+        ))),
+    }
+}
+
 fn unknown(parts: &[&str], method: &str, path: &str) -> ApiError {
     let allowed = match parts {
-        ["v1", "vm" | "services" | "time" | "events"] => "GET",
+        ["v1", "vm" | "services" | "time" | "events" | "trace"] => "GET",
         ["v1", "vm", "power"] => "PUT",
         ["v1", "services", _] => "PATCH",
         ["v1", "time", "sync"] => "POST",
@@ -122,12 +149,13 @@ mod tests {
         );
         assert_eq!(
             find("GET", "/v1/events", ""),
-            Ok(Route::Events { follow: true })
+            Ok(Route::Stream(Stream::Events, None))
         );
         assert_eq!(
-            find("GET", "/v1/events?follow=false", ""),
-            Ok(Route::Events { follow: false })
+            find("GET", "/v1/trace?lines=5", ""),
+            Ok(Route::Stream(Stream::Trace, Some(5)))
         );
+        assert_eq!(find("GET", "/v1/events?follow=false", ""), Ok(Route::Past));
         assert_eq!(find("GET", "/v1/time", ""), Ok(Route::Op(Op::Time)));
         assert_eq!(
             find("POST", "/v1/time/sync", ""),
@@ -158,6 +186,7 @@ mod tests {
         assert_eq!(status("GET", "/v2/vm", ""), 404);
         assert_eq!(status("POST", "/v1/vm", ""), 405);
         assert_eq!(status("GET", "/v1/vm/power", ""), 405);
+        assert_eq!(status("GET", "/v1/trace?lines=0", ""), 400);
         assert_eq!(status("PUT", "/v1/vm/power", "{}"), 400);
         assert_eq!(
             status("PUT", "/v1/vm/power", r#"{"action":"explode"}"#),

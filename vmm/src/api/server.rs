@@ -3,50 +3,50 @@
 //!
 //! ```text
 //!  Reading ── whole request ──► Waiting ── reply ──► Reading, or closed
-//!     ├────── GET /v1/events ─► Streaming
+//!     ├────── GET /v1/events, /v1/trace ─► Streaming
 //!     └────── POST /v1/files ─► Uploading ── all sent ──► Waiting
 //! ```
 //!
 //! A client has at most one request in work. What it sends meanwhile stays in
 //! its socket.
 
+mod client;
+
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use serde_json::to_vec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::data;
 use super::http::{self, Parsed, Request};
 use super::pipe::Pipe;
-use super::routes::{Op, Route, route};
-use super::types::{Answer, ApiError, ErrorBody};
+use super::routes::{Op, Route, Stream, route};
+use super::types::{Answer, ApiError};
 use super::{Call, CallSender, Reply};
 use crate::events::{EventHub, EventLines};
+use crate::feed::FeedEnd;
+use crate::trace::Trace;
+use client::{Client, Gone, State, Upload};
 
 /// Connections at once. When all are taken, one that has asked for nothing goes.
 const MAX_CLIENTS: usize = 64;
-/// Clients that follow the events: they stay, so they may not take all places.
+/// Clients that follow events or the trace: they stay, so they may not take all places.
 const MAX_STREAMS: usize = 32;
 /// A request has to arrive as a whole within this time, and a client that asks
 /// for nothing is let go after it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of events that wait for one client.
-const MAX_OUTPUT: usize = 256 << 10;
-/// Bytes read at once.
-const CHUNK: usize = 16 << 10;
-
 const LISTENER: u64 = 0;
 const STOP: u64 = 1;
 const REPLIES: u64 = 2;
 const EVENTS: u64 = 3;
+const TRACE: u64 = 4;
 const FIRST_CLIENT: u64 = 16;
 
 /// A running API thread.
@@ -57,17 +57,24 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Serves `listener`; operations go to `calls`.
-    pub fn start(listener: UnixListener, calls: CallSender, hub: &EventHub) -> io::Result<Self> {
+    pub fn start(
+        listener: UnixListener,
+        calls: CallSender,
+        hub: &EventHub,
+        trace: &Trace,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let stop = eventfd()?;
         let bell = Arc::new(eventfd()?);
         let events = hub.subscribe()?;
+        let traced = trace.subscribe()?;
         let epoll = Epoll::new()?;
         for (fd, token) in [
             (listener.as_raw_fd(), LISTENER),
             (stop.as_raw_fd(), STOP),
             (bell.as_raw_fd(), REPLIES),
-            (events.bell.as_raw_fd(), EVENTS),
+            (events.new.bell.as_raw_fd(), EVENTS),
+            (traced.bell.as_raw_fd(), TRACE),
         ] {
             epoll.ctl(
                 ControlOperation::Add,
@@ -80,6 +87,8 @@ impl ApiServer {
             listener,
             calls,
             events,
+            trace: trace.clone(),
+            traced,
             epoll,
             sender,
             replies,
@@ -110,6 +119,8 @@ struct Server {
     listener: UnixListener,
     calls: CallSender,
     events: EventLines,
+    trace: Trace,
+    traced: FeedEnd,
     epoll: Epoll,
     sender: Sender<(u64, Answer)>,
     replies: Receiver<(u64, Answer)>,
@@ -117,48 +128,6 @@ struct Server {
     clients: BTreeMap<u64, Client>,
     next: u64,
 }
-
-struct Client {
-    stream: UnixStream,
-    input: Vec<u8>,
-    output: Vec<u8>,
-    state: State,
-    /// The client was given leave to send its body.
-    continued: bool,
-    /// When the last request ended.
-    idle_since: Instant,
-    watched: EventSet,
-    upload: Option<Upload>,
-}
-
-/// A body that is passed on while it comes.
-struct Upload {
-    pipe: Pipe,
-    left: u64,
-    /// The client waits for leave to send it.
-    expects: bool,
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        self.pipe.close();
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Reading,
-    /// For an answer; whether the connection stays open after it.
-    Waiting(bool),
-    Streaming,
-    /// Sends a file; whether the connection stays open after the answer.
-    Uploading(bool),
-    /// What is left is written, then the connection is closed.
-    Closing,
-}
-
-/// The client is gone, or is to go.
-struct Gone;
 
 impl Server {
     fn run(mut self) {
@@ -178,7 +147,8 @@ impl Server {
                     LISTENER => self.accept(),
                     STOP => return self.finish(),
                     REPLIES => self.take_replies(),
-                    EVENTS => self.take_events(),
+                    EVENTS => self.take_lines(Stream::Events),
+                    TRACE => self.take_lines(Stream::Trace),
                     id => self.client(id, event.event_set()),
                 }
             }
@@ -220,17 +190,7 @@ impl Server {
             stream.as_raw_fd(),
             EpollEvent::new(watched, id),
         )?;
-        let client = Client {
-            stream,
-            input: Vec::new(),
-            output: Vec::new(),
-            state: State::Reading,
-            continued: false,
-            idle_since: Instant::now(),
-            watched,
-            upload: None,
-        };
-        self.clients.insert(id, client);
+        self.clients.insert(id, Client::new(stream, watched));
         Ok(())
     }
 
@@ -347,20 +307,20 @@ impl Server {
 
     fn request(&mut self, id: u64, request: &Request) -> Result<(), Gone> {
         let route = route(request);
-        if let Ok(Route::Events { .. }) = route {
+        if let Ok(Route::Past | Route::Stream(Stream::Events, _)) = route {
             // What others are still to get is in the backlog that this one gets.
-            self.take_events();
+            self.take_lines(Stream::Events);
         }
         let streams = self.clients.values();
         let streams = streams
-            .filter(|client| client.state == State::Streaming)
+            .filter(|client| matches!(client.state, State::Streaming(_)))
             .count();
         let Some(client) = self.clients.get_mut(&id) else {
             return Ok(());
         };
         match route {
-            Ok(Route::Events { follow: true }) if streams >= MAX_STREAMS => {
-                let message = format!("{MAX_STREAMS} clients follow the events already");
+            Ok(Route::Stream(..)) if streams >= MAX_STREAMS => {
+                let message = format!("{MAX_STREAMS} clients follow something already");
                 let error = ApiError::new(503, "busy", "api", message);
                 client.answer(Err(error), request.keep_alive)
             }
@@ -370,13 +330,16 @@ impl Server {
                 self.calls.send(Call { op, reply });
                 Ok(())
             }
-            Ok(Route::Events { follow: true }) => {
-                client.state = State::Streaming;
-                client.output.extend_from_slice(http::STREAM);
-                client.output.extend_from_slice(&self.events.backlog());
-                client.write()
+            Ok(Route::Stream(stream, lines)) => {
+                let past = match stream {
+                    Stream::Events => self.events.backlog(),
+                    Stream::Trace => Vec::new(),
+                };
+                let reader = (stream == Stream::Trace).then(|| self.trace.read());
+                client.follow(stream, lines, reader);
+                client.feed(&past)
             }
-            Ok(Route::Events { follow: false }) => {
+            Ok(Route::Past) => {
                 let keep_alive = request.keep_alive;
                 let lines = self.events.backlog();
                 client.finish_answer(http::lines(&lines, keep_alive), keep_alive)
@@ -415,21 +378,19 @@ impl Server {
         }
     }
 
-    fn take_events(&mut self) {
-        let lines = self.events.take();
-        let streaming: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.state == State::Streaming)
+    fn take_lines(&mut self, stream: Stream) {
+        let lines = match stream {
+            Stream::Events => self.events.new.take(),
+            Stream::Trace => self.traced.take(),
+        };
+        let following = self.clients.iter();
+        let following: Vec<u64> = following
+            .filter(|(_, client)| client.state == State::Streaming(stream))
             .map(|(id, _)| *id)
             .collect();
-        for id in streaming {
+        for id in following {
             if let Some(client) = self.clients.get_mut(&id) {
-                client.output.extend_from_slice(&lines);
-                let mut result = client.write();
-                if client.output.len() > MAX_OUTPUT {
-                    result = Err(Gone);
-                }
+                let result = client.feed(&lines);
                 self.settle(id, result);
             }
         }
@@ -438,146 +399,12 @@ impl Server {
     /// The end of the process: answers that are ready still go out.
     fn finish(mut self) {
         self.take_replies();
-        self.take_events();
+        self.take_lines(Stream::Events);
+        self.take_lines(Stream::Trace);
         for client in self.clients.values_mut() {
             let _ = client.write();
         }
     }
-}
-
-impl Client {
-    fn read(&mut self) -> Result<(), Gone> {
-        let mut chunk = [0; CHUNK];
-        match self.stream.read(&mut chunk) {
-            Ok(0) => Err(Gone),
-            Ok(count) => {
-                if self.state == State::Reading {
-                    let read = chunk.get(..count).unwrap_or_default();
-                    self.input.extend_from_slice(read);
-                }
-                Ok(())
-            }
-            Err(error) if is_later(&error) => Ok(()),
-            Err(_) => Err(Gone),
-        }
-    }
-
-    /// Passes on as much of a file as there is, and as there is room for.
-    fn pass_on(&mut self) -> Result<(), Gone> {
-        let State::Uploading(keep_alive) = self.state else {
-            return Ok(());
-        };
-        let Some(upload) = &mut self.upload else {
-            return Err(Gone);
-        };
-        let Some(room) = upload.pipe.room() else {
-            return Ok(());
-        };
-        let left = usize::try_from(upload.left).unwrap_or(usize::MAX);
-        let most = room.min(left).min(CHUNK);
-        let mut chunk = [0; CHUNK];
-        let mut count = 0;
-        if most > 0 && !self.input.is_empty() {
-            // All of it that there is room for: nothing else may come that
-            // would bring us back here.
-            count = room.min(left).min(self.input.len());
-            let early: Vec<u8> = self.input.drain(..count).collect();
-            upload.pipe.push(&early);
-        } else if most > 0 {
-            if std::mem::take(&mut upload.expects) {
-                self.output.extend_from_slice(http::CONTINUE);
-            }
-            let part = chunk.get_mut(..most).unwrap_or_default();
-            match self.stream.read(part) {
-                Ok(0) => return Err(Gone),
-                Ok(read) => {
-                    count = read;
-                    upload.pipe.push(chunk.get(..read).unwrap_or_default());
-                }
-                Err(error) if is_later(&error) => {}
-                Err(_) => return Err(Gone),
-            }
-        }
-        upload.left = upload.left.saturating_sub(count as u64);
-        if upload.left == 0 {
-            self.state = State::Waiting(keep_alive);
-        }
-        self.write()
-    }
-
-    fn wants_input(&self) -> bool {
-        let room = self.upload.as_ref().and_then(|upload| upload.pipe.room());
-        match self.state {
-            State::Reading => self.output.is_empty(),
-            State::Uploading(_) => room.is_some_and(|room| room > 0),
-            State::Waiting(_) | State::Streaming | State::Closing => false,
-        }
-    }
-
-    fn write(&mut self) -> Result<(), Gone> {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(0) => return Err(Gone),
-                Ok(count) => drop(self.output.drain(..count)),
-                Err(error) if is_later(&error) => return Ok(()),
-                Err(_) => return Err(Gone),
-            }
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
-        let (status, json) = match answer {
-            Ok(value) => (200, to_vec(&value)),
-            Err(error) => (error.status, to_vec(&ErrorBody { error })),
-        };
-        // Values that come from serde can be written by it.
-        let mut json = json.unwrap_or_default();
-        json.push(b'\n');
-        self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
-    }
-
-    fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {
-        self.output.extend(bytes);
-        self.idle_since = Instant::now();
-        self.state = if keep_alive && self.state != State::Closing {
-            State::Reading
-        } else {
-            State::Closing
-        };
-        self.write()
-    }
-
-    /// Waits for what makes sense in this state: a client whose request is in
-    /// work is only watched for its end.
-    fn watch(&mut self, epoll: &Epoll, id: u64) -> io::Result<()> {
-        // Its end is reported unasked.
-        let mut wanted = if self.wants_input() {
-            EventSet::IN
-        } else {
-            EventSet::empty()
-        };
-        if !self.output.is_empty() {
-            wanted |= EventSet::OUT;
-        }
-        if wanted != self.watched {
-            self.watched = wanted;
-            let event = EpollEvent::new(wanted, id);
-            epoll.ctl(ControlOperation::Modify, self.fd(), event)?;
-        }
-        Ok(())
-    }
-
-    fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
-    }
-}
-
-fn is_later(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
 }
 
 fn eventfd() -> io::Result<EventFd> {

@@ -108,6 +108,12 @@ pub enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// What passes on the bus from now on, decoded: messages, packets, signals
+    Trace {
+        /// End after so many lines
+        #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        lines: Option<u64>,
+    },
     /// Print completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell

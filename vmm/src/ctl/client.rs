@@ -134,6 +134,8 @@ impl Client {
     ) -> Result<(), CtlError> {
         let mut reader = self.request("GET", target, &[])?;
         let (_, length) = head(&mut reader)?;
+        // What happens next may be long in coming.
+        reader.get_ref().set_read_timeout(None)?;
         for line in BufReader::new(reader.take(length.unwrap_or(u64::MAX))).lines() {
             each(&line?)?;
         }

@@ -76,13 +76,34 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
         Command::Ip(what) => kvp::ip(&vm, what, args.json),
         Command::Vss(what) => vss::run(&vm, what, args.json),
         Command::Cp(what) => cp::run(&vm, what, args.json),
-        Command::Events { follow } => vm.lines(&format!("/v1/events?follow={follow}"), |line| {
-            let mut out = stdout().lock();
-            writeln!(out, "{line}")?;
-            out.flush()
-        }),
+        Command::Events { follow } => {
+            let target = format!("/v1/events?follow={follow}");
+            follow_lines(&vm, &target, args.json, show::event)
+        }
+        Command::Trace { lines: None } => follow_lines(&vm, "/v1/trace", args.json, show::traffic),
+        Command::Trace { lines: Some(count) } => {
+            let target = format!("/v1/trace?lines={count}");
+            follow_lines(&vm, &target, args.json, show::traffic)
+        }
         Command::List | Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
+}
+
+/// Prints lines as they come: as they are, or what they mean to people.
+fn follow_lines(
+    vm: &Client,
+    target: &str,
+    json: bool,
+    text: fn(&Value) -> String,
+) -> Result<(), CtlError> {
+    vm.lines(target, |line| {
+        let mut out = stdout().lock();
+        match serde_json::from_str(line) {
+            Ok(value) if !json => writeln!(out, "{}", text(&value))?,
+            _ => writeln!(out, "{line}")?,
+        }
+        out.flush()
+    })
 }
 
 fn list(json: bool) -> Result<(), CtlError> {

@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::api::types::{ServiceEntry, TimeStatus, VmState, VmStatus};
 
 /// The VM in a few lines, then its services.
@@ -105,6 +107,65 @@ pub(super) fn clock(status: &TimeStatus) -> String {
     text
 }
 
+/// An event in a line.
+pub(super) fn event(event: &Value) -> String {
+    let seconds = Duration::from_millis(event["uptime_ms"].as_u64().unwrap_or_default());
+    let mut text = format!("{:>10.3}  {}", seconds.as_secs_f64(), word(&event["event"]));
+    fields(&mut text, event, &["uptime_ms", "time_unix_ms", "event"]);
+    text
+}
+
+/// Something that passed on the bus, in a line.
+pub(super) fn traffic(line: &Value) -> String {
+    if let Some(lost) = line["lost"].as_u64() {
+        return format!(
+            "{:>13}  {lost} lines were lost: this reader is too slow",
+            ""
+        );
+    }
+    let seconds = Duration::from_micros(line["time_us"].as_u64().unwrap_or_default());
+    let what = ["message", "packet", "malformed"];
+    let what = what.into_iter().find_map(|key| line.get(key));
+    let what = what.map_or_else(|| "signal".into(), word);
+    let from = word(&line["from"]);
+    let mut text = format!("{:>13.6}  {from:<5}  {what}", seconds.as_secs_f64());
+    let told = [
+        "time_us",
+        "from",
+        "message",
+        "packet",
+        "malformed",
+        "signal",
+    ];
+    fields(&mut text, line, &told);
+    text
+}
+
+/// Adds what an object has besides `told`.
+fn fields(text: &mut String, object: &Value, told: &[&str]) {
+    for (key, value) in object.as_object().into_iter().flatten() {
+        if told.contains(&key.as_str()) {
+            continue;
+        }
+        if value.is_object() {
+            let _ = write!(text, "  {key}:");
+            fields(text, value, &[]);
+        } else {
+            let _ = write!(text, " {key}={}", word(value));
+        }
+    }
+}
+
+/// A value without quotes if it needs none. What a guest has written is never
+/// shown as it is: a terminal would obey it.
+fn word(value: &Value) -> String {
+    let plain = |text: &&str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
+    match value.as_str().filter(plain) {
+        Some(text) => text.to_owned(),
+        None => value.to_string(),
+    }
+}
+
 fn state(state: VmState) -> &'static str {
     match state {
         VmState::Starting => "starting",
@@ -162,6 +223,29 @@ mod tests {
             table(["NAME", "X"], rows.into_iter()),
             "NAME  X\na     long cell\n"
         );
+    }
+
+    #[test]
+    fn events_and_traffic_are_told_in_a_line_that_no_terminal_obeys() {
+        let line = serde_json::json!({
+            "event": "service", "uptime_ms": 1500, "time_unix_ms": 7,
+            "name": "kvp", "detail": "a b\u{1b}[2J\u{e9}",
+        });
+        assert_eq!(
+            event(&line),
+            "     1.500  service detail=\"a b\\u001b[2J\u{e9}\" name=kvp"
+        );
+        let line = serde_json::json!({
+            "time_us": 2_000_001, "from": "guest", "packet": "in-band", "relid": 2,
+            "service": {"message": "heartbeat", "status": 0},
+        });
+        assert_eq!(
+            traffic(&line),
+            "     2.000001  guest  in-band relid=2  service: message=heartbeat status=0"
+        );
+        let line = serde_json::json!({"time_us": 1, "from": "host", "signal": true, "relid": 1});
+        assert_eq!(traffic(&line), "     0.000001  host   signal relid=1");
+        assert!(traffic(&serde_json::json!({"lost": 3})).contains("3 lines were lost"));
     }
 
     #[test]

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Clients of all kinds against a server whose operations are answered by a thread.
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use serde_json::json;
+use vmbus::host::TraceEvent;
+use vmbus::wire::Relid;
 
+use super::client::is_later;
 use super::*;
 use crate::api::Op;
+use crate::api::types::ErrorBody;
 use crate::events::Event;
 
 struct Fixture {
     dir: std::path::PathBuf,
     hub: EventHub,
+    trace: Trace,
     _server: ApiServer,
 }
 
@@ -25,7 +31,9 @@ fn fixture(name: &str) -> Fixture {
     let (queue, calls) = unbounded::<Call>();
     let bell = Arc::new(eventfd().unwrap());
     let hub = EventHub::none();
-    let server = ApiServer::start(listener, CallSender { queue, bell }, &hub).unwrap();
+    let trace = Trace::default();
+    let calls_to = CallSender { queue, bell };
+    let server = ApiServer::start(listener, calls_to, &hub, &trace).unwrap();
     thread::spawn(move || {
         let mut kept = Vec::new();
         for call in calls {
@@ -40,6 +48,7 @@ fn fixture(name: &str) -> Fixture {
     Fixture {
         dir,
         hub,
+        trace,
         _server: server,
     }
 }
@@ -233,6 +242,57 @@ fn events_are_streamed_from_the_past_on_without_repetition() {
     assert!(lines.next().unwrap().contains("\"resumed\""));
     let (status, body) = fixture.ask("GET /v1/events?follow=false HTTP/1.1\r\n\r\n");
     assert_eq!((status, body.lines().count()), (200, 2));
+}
+
+/// Traffic of a bus: one signal.
+fn pass_a_signal(fixture: &Fixture) {
+    let mut tracer = fixture.trace.tracer(BTreeSet::new());
+    tracer.trace(Duration::ZERO, TraceEvent::GuestSignal(Relid(7)));
+}
+
+#[test]
+fn traffic_is_shown_while_somebody_follows_it_and_for_as_many_lines() {
+    let fixture = fixture("trace");
+    assert!(!fixture.trace.is_read());
+    // Nobody is there to see this one.
+    pass_a_signal(&fixture);
+    fixture.trace.flush();
+    let mut stream = fixture.connect();
+    stream
+        .write_all(b"GET /v1/trace?lines=2 HTTP/1.1\r\n\r\n")
+        .unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines().map_while(Result::ok);
+    lines.find(String::is_empty).unwrap();
+    assert!(fixture.trace.is_read());
+    for _ in 0..3 {
+        pass_a_signal(&fixture);
+    }
+    fixture.trace.flush();
+    let lines: Vec<String> = lines.collect();
+    let wanted = r#"{"from":"guest","relid":7,"signal":true,"time_us":0}"#;
+    assert_eq!(lines, [wanted, wanted]);
+    assert!(!fixture.trace.is_read());
+}
+
+#[test]
+fn a_reader_of_traffic_that_is_too_slow_is_told_what_it_missed() {
+    let fixture = fixture("lost");
+    let mut stream = fixture.connect();
+    stream.write_all(b"GET /v1/trace HTTP/1.1\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    lines.find(String::is_empty).unwrap();
+    for _ in 0..10_000 {
+        pass_a_signal(&fixture);
+    }
+    fixture.trace.flush();
+    let seen = lines.by_ref().take_while(|line| !line.contains("lost"));
+    let seen = seen.count();
+    assert!(seen > 1000 && seen < 10_000, "{seen}");
+    // Of what comes after, nothing is missing.
+    pass_a_signal(&fixture);
+    fixture.trace.flush();
+    assert!(lines.next().unwrap().contains("signal"));
 }
 
 #[test]

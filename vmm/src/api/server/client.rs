@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One client's connection: what has come, what is still to go, and what it waits for.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use serde_json::to_vec;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::super::http;
+use super::super::pipe::Pipe;
+use super::super::routes::Stream;
+use super::super::types::{Answer, ErrorBody};
+use crate::trace::Reader;
+
+/// Bytes of lines that wait for one client.
+const MAX_OUTPUT: usize = 256 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
+
+/// A connection.
+pub(super) struct Client {
+    pub(super) stream: UnixStream,
+    pub(super) input: Vec<u8>,
+    pub(super) output: Vec<u8>,
+    pub(super) state: State,
+    /// The client was given leave to send its body.
+    pub(super) continued: bool,
+    /// When the last request ended.
+    pub(super) idle_since: Instant,
+    watched: EventSet,
+    pub(super) upload: Option<Upload>,
+    /// How many lines it still wants of what it follows.
+    lines_left: u64,
+    /// It makes the bus show its traffic.
+    reader: Option<Reader>,
+}
+
+/// A body that is passed on while it comes.
+pub(super) struct Upload {
+    pub(super) pipe: Pipe,
+    pub(super) left: u64,
+    /// The client waits for leave to send it.
+    pub(super) expects: bool,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.pipe.close();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Reading,
+    /// For an answer; whether the connection stays open after it.
+    Waiting(bool),
+    Streaming(Stream),
+    /// Sends a file; whether the connection stays open after the answer.
+    Uploading(bool),
+    /// What is left is written, then the connection is closed.
+    Closing,
+}
+
+/// The client is gone, or is to go.
+pub(super) struct Gone;
+
+impl Client {
+    /// One that has just come, and is watched so.
+    pub(super) fn new(stream: UnixStream, watched: EventSet) -> Self {
+        Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            state: State::Reading,
+            continued: false,
+            idle_since: Instant::now(),
+            watched,
+            upload: None,
+            lines_left: 0,
+            reader: None,
+        }
+    }
+
+    /// It wants to follow something, for so many lines.
+    pub(super) fn follow(&mut self, what: Stream, lines: Option<u64>, reader: Option<Reader>) {
+        self.state = State::Streaming(what);
+        self.lines_left = lines.unwrap_or(u64::MAX);
+        self.reader = reader;
+        self.output.extend_from_slice(http::STREAM);
+    }
+
+    /// Lines of what it follows.
+    pub(super) fn feed(&mut self, lines: &[u8]) -> Result<(), Gone> {
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            if self.lines_left == 0 {
+                break;
+            }
+            self.lines_left -= 1;
+            self.output.extend_from_slice(line);
+        }
+        if self.lines_left == 0 {
+            self.state = State::Closing;
+            self.idle_since = Instant::now();
+            self.reader = None;
+        }
+        self.write()?;
+        if self.output.len() > MAX_OUTPUT {
+            return Err(Gone);
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&mut self) -> Result<(), Gone> {
+        let mut chunk = [0; CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(Gone),
+            Ok(count) => {
+                if self.state == State::Reading {
+                    let read = chunk.get(..count).unwrap_or_default();
+                    self.input.extend_from_slice(read);
+                }
+                Ok(())
+            }
+            Err(error) if is_later(&error) => Ok(()),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// Passes on as much of a file as there is, and as there is room for.
+    pub(super) fn pass_on(&mut self) -> Result<(), Gone> {
+        let State::Uploading(keep_alive) = self.state else {
+            return Ok(());
+        };
+        let Some(upload) = &mut self.upload else {
+            return Err(Gone);
+        };
+        let Some(room) = upload.pipe.room() else {
+            return Ok(());
+        };
+        let left = usize::try_from(upload.left).unwrap_or(usize::MAX);
+        let most = room.min(left).min(CHUNK);
+        let mut chunk = [0; CHUNK];
+        let mut count = 0;
+        if most > 0 && !self.input.is_empty() {
+            // All of it that there is room for: nothing else may come that
+            // would bring us back here.
+            count = room.min(left).min(self.input.len());
+            let early: Vec<u8> = self.input.drain(..count).collect();
+            upload.pipe.push(&early);
+        } else if most > 0 {
+            if std::mem::take(&mut upload.expects) {
+                self.output.extend_from_slice(http::CONTINUE);
+            }
+            let part = chunk.get_mut(..most).unwrap_or_default();
+            match self.stream.read(part) {
+                Ok(0) => return Err(Gone),
+                Ok(read) => {
+                    count = read;
+                    upload.pipe.push(chunk.get(..read).unwrap_or_default());
+                }
+                Err(error) if is_later(&error) => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+        upload.left = upload.left.saturating_sub(count as u64);
+        if upload.left == 0 {
+            self.state = State::Waiting(keep_alive);
+        }
+        self.write()
+    }
+
+    fn wants_input(&self) -> bool {
+        let room = self.upload.as_ref().and_then(|upload| upload.pipe.room());
+        match self.state {
+            State::Reading => self.output.is_empty(),
+            State::Uploading(_) => room.is_some_and(|room| room > 0),
+            State::Waiting(_) | State::Streaming(_) | State::Closing => false,
+        }
+    }
+
+    pub(super) fn write(&mut self) -> Result<(), Gone> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(Gone),
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if is_later(&error) => return Ok(()),
+                Err(_) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
+        let (status, json) = match answer {
+            Ok(value) => (200, to_vec(&value)),
+            Err(error) => (error.status, to_vec(&ErrorBody { error })),
+        };
+        // Values that come from serde can be written by it.
+        let mut json = json.unwrap_or_default();
+        json.push(b'\n');
+        self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
+    }
+
+    pub(super) fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {
+        self.output.extend(bytes);
+        self.idle_since = Instant::now();
+        self.state = if keep_alive && self.state != State::Closing {
+            State::Reading
+        } else {
+            State::Closing
+        };
+        self.write()
+    }
+
+    /// Waits for what makes sense in this state: a client whose request is in
+    /// work is only watched for its end.
+    pub(super) fn watch(&mut self, epoll: &Epoll, id: u64) -> io::Result<()> {
+        // Its end is reported unasked.
+        let mut wanted = if self.wants_input() {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
+        if !self.output.is_empty() {
+            wanted |= EventSet::OUT;
+        }
+        if wanted != self.watched {
+            self.watched = wanted;
+            let event = EpollEvent::new(wanted, id);
+            epoll.ctl(ControlOperation::Modify, self.fd(), event)?;
+        }
+        Ok(())
+    }
+
+    fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+pub(super) fn is_later(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}

@@ -3,6 +3,7 @@
 //! what it sees. On a terminal until `q` is pressed or the VM ends, elsewhere for
 //! some seconds, in plain lines.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,12 +82,12 @@ fn daemons(vm: &mut Vm, control: &Control) -> Outcome<String> {
     let mut told = String::from("\nby data exchange (kvp), from the guest:");
     for key in ["FullyQualifiedDomainName", "OSBuildNumber"] {
         let value = control.ok(&["kvp", "get", key])?;
-        told.push_str(&format!("\n  {key} = {}", value.trim()));
+        let _ = write!(told, "\n  {key} = {}", value.trim());
     }
     control.ok(&["kvp", "get", "--pool", "external", "greeting"])?;
     let file = "/var/lib/hyperv/.kvp_pool_0";
     let ours = vm.sh_ok(&format!("tr -s '\\000' ' ' < {file}"))?;
-    told.push_str(&format!("\nand in its {file}:\n  {}", ours.trim()));
+    let _ = write!(told, "\nand in its {file}:\n  {}", ours.trim());
     Ok(told)
 }
 

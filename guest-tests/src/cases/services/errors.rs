@@ -146,7 +146,8 @@ fn not_negotiated(vm: &mut Vm, expect: &mut Expect<'_>) -> Outcome {
         expect.until_not(*ask, "not-open")?;
     }
     expect.error(&asks, "not-negotiated", "negotiation", 503)?;
-    vm.sh_ok("killall sleep; rmmod uio_hv_generic").map(drop)
+    vm.sh_ok("killall sleep; until rmmod uio_hv_generic 2> /dev/null; do usleep 100000; done")
+        .map(drop)
 }
 
 fn without_daemons(context: &Context, expect: &mut Expect<'_>) -> Outcome {

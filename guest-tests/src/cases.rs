@@ -31,6 +31,7 @@ pub fn all() -> Vec<Case> {
         vmbus::channel::CASES,
         vmbus::restart::CASES,
         services::CASES,
+        services::errors::CASES,
         services::shutdown::CASES,
         services::time::CASES,
         services::toggle::CASES,

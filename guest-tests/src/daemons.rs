@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The distribution's own Hyper-V daemons, with the libraries that they need,
-//! for a guest's image.
+//! The distribution's own Hyper-V daemons, and its `mkfs.xfs` for file systems to
+//! freeze, with the libraries that they need, for a guest's image.
 //!
 //! | Release | Has |
 //! |---|---|
@@ -20,18 +20,32 @@ use crate::progress::step;
 const LAYER: &str = "daemons";
 
 /// Packages whose files are taken.
-const PACKAGES: [&str; 3] = ["hyperv-daemons", "libc6", "libc-bin"];
+const PACKAGES: [&str; 7] = [
+    "hyperv-daemons",
+    "libc6",
+    "libc-bin",
+    "xfsprogs",
+    "libblkid1",
+    "libuuid1",
+    "libinih1",
+];
+/// One more that `xfsprogs` may depend on has another name in each release.
+const URCU: &str = "liburcu";
 /// Where they put their files: `/lib` and `/usr/lib` are one in newer releases.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// Libraries of libc's, by how their names begin: those that it loads by itself
-/// to find a host's name too.
-const WANTED: [&str; 6] = [
+/// Libraries, by how their names begin: those of libc's that it loads by itself
+/// to find a host's name too, and those of `mkfs.xfs`.
+const WANTED: [&str; 10] = [
     "ld-linux-x86-64.so",
     "libc.so",
     "libnss_files.so",
     "libnss_dns.so",
     "libresolv.so",
     "libpthread.so",
+    "libblkid.so.1",
+    "libuuid.so.1",
+    "libinih.so.1",
+    "liburcu.so",
 ];
 /// A locale that is no program's own.
 const LOCALE: &str = "usr/lib/locale/C.utf8";
@@ -47,19 +61,29 @@ impl Daemons {
     pub fn get(release_name: &str) -> Result<Self> {
         let dir = paths::cache("daemons")?.join(release_name);
         let _lock = Lock::take(&format!("daemons-{release_name}"))?;
-        if !dir.exists() {
+        // What is in it is told by a file beside it.
+        let list = dir.with_extension("packages");
+        let recipe = PACKAGES.join(",");
+        if !dir.exists() || fs::read_to_string(&list).unwrap_or_default() != recipe {
             let _apt = Lock::take(&format!("apt-{release_name}"))?;
             let release = Release::open(release_name)?;
             step(&format!("fetching the daemons of {release_name}"), || {
                 let fresh = paths::unfinished(&dir)?;
-                for package in PACKAGES {
-                    if release.unpack(package, &fresh).is_err() {
+                let mut packages = PACKAGES.map(str::to_owned).to_vec();
+                let more = release.depends("xfsprogs").or_else(|_| {
+                    release.refresh()?;
+                    release.depends("xfsprogs")
+                })?;
+                packages.extend(more.into_iter().filter(|name| name.starts_with(URCU)));
+                for package in packages {
+                    if release.unpack(&package, &fresh).is_err() {
                         release.refresh()?;
-                        release.unpack_any(package, &fresh)?;
+                        release.unpack_any(&package, &fresh)?;
                     }
                 }
                 paths::finish(&fresh, &dir)
             })?;
+            fs::write(&list, recipe).context(LAYER, list.display())?;
         }
         Ok(Self { dir })
     }
@@ -71,6 +95,9 @@ impl Daemons {
         }
         self.put_all(archive, "usr/sbin", |name| name.starts_with("hv_"))?;
         self.put_all(archive, "usr/libexec/hypervkvpd", |_| true)?;
+        for dir in ["sbin", "usr/sbin"] {
+            self.put_all(archive, dir, |name| name == "mkfs.xfs")?;
+        }
         for dir in LIBRARIES {
             self.put_all(archive, dir, |name| {
                 WANTED.iter().any(|wanted| name.starts_with(wanted))

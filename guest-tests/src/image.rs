@@ -22,7 +22,7 @@ const LAYER: &str = "image";
 
 /// Counted up when what is put into images changes in a way that the names and
 /// files below don't show.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// Modules of a guest's image, whole directories with a `/` at the end.
 const GUEST_MODULES: &[&str] = &[
@@ -32,6 +32,7 @@ const GUEST_MODULES: &[&str] = &[
     "hv_sock",
     "hyperv_keyboard",
     "hv_netvsc",
+    "dummy",
     "hv_storvsc",
     "vsock",
     "ext4",

@@ -46,7 +46,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// What the API is said to be.
-fn described() -> Outcome<Description> {
+pub(super) fn described() -> Outcome<Description> {
     Ok(Description::parse(include_str!(
         "../../../docs/openapi.json"
     ))?)
@@ -92,6 +92,8 @@ fn description(context: &Context) -> Outcome {
         ("GET", "/v1/vm", "", 200),
         ("PATCH", "/v1/services/timesync", r#"{"enabled":true}"#, 200),
         ("PATCH", "/v1/services/lunch", r#"{"enabled":true}"#, 404),
+        ("POST", "/v1/files?path=/tmp/new", "hello", 409),
+        ("POST", "/v1/files?path=name", "hello", 400),
         ("PATCH", "/v1/services/timesync", "{}", 400),
         ("PUT", "/v1/vm/power", r#"{"action":"hibernate"}"#, 502),
         ("PUT", "/v1/vm/power", r#"{"action":"explode"}"#, 400),

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::api::described;
 use super::services::{boot, load};
+use super::vmbus::exits::Exits;
 use super::vmbus::note;
 use crate::ensure;
 use crate::suite::{Case, Context, Control, Outcome, Vm};
@@ -34,6 +36,8 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const READY: Duration = Duration::from_secs(15);
+/// Bytes of a file in one message.
+const FRAGMENT: usize = 6144;
 
 fn off(context: &Context) -> Outcome {
     let (mut vm, control) = boot(context, |setup| setup)?;
@@ -130,24 +134,21 @@ fn files(context: &Context) -> Outcome {
     start(&mut vm, &control, daemon)?;
     let dir = context.dir.display().to_string();
     let big = usize::try_from(context.times(2, 100)).unwrap_or(2) << 20;
-    let mut took = Duration::ZERO;
+    let mut cost = String::new();
     for size in [0, 1, 6143, 6144, 6145, big] {
         let path = format!("{dir}/f{size}");
         let data: Vec<u8> = (0..size)
             .map(|n| u8::try_from((n % 253) ^ ((n >> 12) & 0xff)).unwrap_or(0))
             .collect();
         fs::write(&path, data)?;
-        let began = Instant::now();
-        control.ok(&["cp", &path, "guest:/tmp/"])?;
-        took = began.elapsed();
+        cost = copy(&control, &path, size)?;
         let there = vm.sh_ok(&format!("sha256sum /tmp/f{size} | cut -d' ' -f1"))?;
         ensure!(there == sum(&path)?, "{size} bytes arrive otherwise");
     }
-    #[allow(clippy::cast_precision_loss)] // For people.
-    let rate = big as f64 / took.as_secs_f64() / 1e6;
     let one = format!("{dir}/f1");
     refusals(&mut vm, &control, &one)?;
-    let count = context.times(100, 1000);
+    answers(&control)?;
+    let count = context.times(50, 1000);
     let small: Vec<String> = (0..count).map(|n| format!("{dir}/small-{n}")).collect();
     for path in &small {
         fs::write(path, path.as_bytes())?;
@@ -155,14 +156,75 @@ fn files(context: &Context) -> Outcome {
     let mut args = vec!["cp", "--mkdir"];
     args.extend(small.iter().map(String::as_str));
     args.push("guest:/many/files/");
+    let began = Instant::now();
     control.ok(&args)?;
+    let took = began.elapsed().as_secs_f64();
     let there = vm.sh_ok("ls /many/files | wc -l")?;
     ensure!(
         there == count.to_string(),
         "{there} of {count} small files are there"
     );
-    note(&format!("{daemon}: {rate:.2} MB/s, {count} small files"));
+    let last = vm.sh_ok(&format!("cat /many/files/small-{}", count - 1))?;
+    ensure!(
+        small.last() == Some(&last),
+        "the last small file has {last:?}"
+    );
+    note(&format!(
+        "{daemon}: {cost}; {count} small files in {took:.1} s"
+    ));
     vm.power_off()
+}
+
+/// Copies a file: how fast, and what each fragment cost.
+fn copy(control: &Control, path: &str, size: usize) -> Outcome<String> {
+    let run = || -> Outcome<Duration> {
+        let began = Instant::now();
+        control.ok(&["cp", path, "guest:/tmp/"])?;
+        Ok(began.elapsed())
+    };
+    let (took, exits) = if Exits::can_count() {
+        let (took, exits) = Exits::during(run)?;
+        (took, Some(exits))
+    } else {
+        (run()?, None)
+    };
+    #[allow(clippy::cast_precision_loss)] // For people.
+    let (rate, fragments) = (
+        size as f64 / took.as_secs_f64() / 1e6,
+        size.div_ceil(FRAGMENT).max(1) as f64,
+    );
+    #[allow(clippy::cast_precision_loss)]
+    let each = |count: u64| count as f64 / fragments;
+    let exits = exits.map(|exits| {
+        format!(
+            ", {:.2} exits to vmm and {:.2} signals to KVM per fragment",
+            each(exits.all),
+            each(exits.signals)
+        )
+    });
+    Ok(format!("{rate:.2} MB/s{}", exits.unwrap_or_default()))
+}
+
+/// The API's answers are as they are described.
+fn answers(control: &Control) -> Outcome {
+    let described = described()?;
+    for (target, status) in [
+        ("/v1/files?path=/tmp/new", 200),
+        ("/v1/files?path=/tmp/old", 409),
+        ("/v1/files?path=/tmp/old&overwrite=true", 200),
+        ("/v1/files?path=/no/dir/new", 404),
+        ("/v1/files?path=/ro/new", 502),
+        ("/v1/files?path=/full/new", 507),
+        ("/v1/files?path=new", 400),
+    ] {
+        let (found, answer) = control.ask("POST", target, &"x".repeat(8192))?;
+        ensure!(
+            found == status,
+            "POST {target} answers {found} {answer} instead of {status}"
+        );
+        described.check_answer("POST", target, found, &answer)?;
+    }
+    Ok(())
 }
 
 fn refusals(vm: &mut Vm, control: &Control, file: &str) -> Outcome {

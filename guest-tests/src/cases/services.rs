@@ -3,6 +3,7 @@
 //! says of them while a guest is well, paused, stopped or gone.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
+pub(super) mod errors;
 pub(super) mod shutdown;
 pub(super) mod time;
 pub(super) mod toggle;

@@ -15,7 +15,7 @@ use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 pub(super) const CASES: &[Case] = &[
     Case::new(
         "systemd-shutdown",
-        "systemd comes up without a failed unit, reboots and powers off when asked",
+        "systemd comes up without a failed unit, its daemons too, reboots and powers off",
         shutdown,
     )
     .once()
@@ -75,6 +75,21 @@ fn check_up(vm: &mut Vm, control: &Control) -> Outcome {
     ensure!(place == "microsoft", "systemd-detect-virt says {place}");
     // udev has loaded what the services need.
     control.until_ready(&NAMES, Duration::from_secs(10))?;
+    // And the distribution's own units have started what is behind these.
+    control.until_ready(&["kvp", "vss"], Duration::from_secs(30))?;
+    let units = vm.sh("systemctl is-active hv-kvp-daemon.service hv-vss-daemon.service")?;
+    ensure!(
+        units.stdout == "active\nactive\n",
+        "the daemons' units are {:?}",
+        units.stdout
+    );
+    let name = vm.sh_ok(". /etc/os-release; echo \"$NAME\"")?;
+    let told = control.ok(&["kvp", "get", "OSName"])?;
+    ensure!(
+        !name.is_empty() && told.trim() == name,
+        "OSName is {told:?}, and {name:?} in the guest"
+    );
+    control.ok(&["vss", "check"])?;
     control.until_health("ok", Duration::from_secs(5)).map(drop)
 }
 

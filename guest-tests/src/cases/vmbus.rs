@@ -2,7 +2,7 @@
 //! Stock kernels connect to the bus, leave it, and connect again.
 
 pub(super) mod channel;
-mod exits;
+pub(super) mod exits;
 pub(super) mod restart;
 
 use std::fs;

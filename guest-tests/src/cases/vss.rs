@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Backup with the distribution's own `hv_vss_daemon`, and a writer that must
+//! Backup with the distribution's own `hv_vss_daemon`, and writers that must
 //! stand still.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
-use std::process::Stdio;
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,19 +14,27 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::services::{boot, load};
 use crate::ensure;
-use crate::suite::{Case, Context, Control, Outcome, Vm};
+use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
     Case::new(
         "vss-freeze",
         "not one write while it is frozen, and writing goes on after each thaw",
         freeze,
-    ),
+    )
+    .within(400),
     Case::new(
         "vss-run",
-        "vss run thaws whatever happens to its command, to itself, and to the time",
+        "vss run thaws whatever happens to its command, or when it is ended",
         run,
-    ),
+    )
+    .within(400),
+    Case::new(
+        "vss-alone",
+        "the deadline thaws when the time is up, vmmctl is killed, a connection is cut",
+        alone,
+    )
+    .within(400),
     Case::new(
         "vss-daemon",
         "without a daemon nothing is frozen; one killed while frozen is asked until it thaws",
@@ -32,45 +43,81 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const READY: Duration = Duration::from_secs(15);
+/// A thaw may come so long after its deadline.
+const LATE: Duration = Duration::from_secs(1);
 
-/// A guest with its daemon, and a file system on a RAM disk that is written to
-/// all the time.
+/// A guest with its daemon, and file systems on RAM disks that are written to all
+/// the time: ext4 and xfs.
 fn ready(context: &Context) -> Outcome<(Vm, Control)> {
     let (mut vm, control) = boot(context, |setup| setup)?;
     load(&mut vm)?;
+    // 300 MB is the least that newer ones make unless they are told otherwise.
     vm.sh_ok(
-        "modprobe crc32c_generic; modprobe brd rd_nr=1 rd_size=8192 && modprobe ext4 && mke2fs /dev/ram0 && \
-         mount -t ext4 /dev/ram0 /mnt",
+        "modprobe crc32c_generic; modprobe ext4 && modprobe xfs && \
+         modprobe brd rd_nr=2 rd_size=16384 && mke2fs /dev/ram0 4096 && \
+         { mkfs.xfs --unsupported -q /dev/ram1 2> /dev/null || mkfs.xfs -q /dev/ram1; } && \
+         mkdir /mnt/ext4 /mnt/xfs && \
+         mount -t ext4 /dev/ram0 /mnt/ext4 && mount -t xfs /dev/ram1 /mnt/xfs",
     )?;
     vm.sh_ok("hv_vss_daemon")?;
     control.until_ready(&["vss"], READY)?;
-    vm.sh_ok(
-        "(n=0; while :; do n=$((n+1)); echo $n > /mnt/n; sync; usleep 20000; done) \
-         > /dev/null 2>&1 < /dev/null &",
-    )?;
-    writes(&mut vm, true)?;
+    for system in ["ext4", "xfs"] {
+        vm.sh_ok(&format!(
+            "(n=0; while :; do n=$((n+1)); echo $n > /mnt/{system}/n; \
+             sync /mnt/{system}/n; usleep 20000; done) > /dev/null 2>&1 < /dev/null &"
+        ))?;
+    }
+    goes_on(&mut vm)?;
+    // So that the hashes are known to tell.
+    let (before, began) = (hashes(&mut vm)?, Instant::now());
+    let mut now = before.clone();
+    while before.0 == now.0 || before.1 == now.1 {
+        ensure!(
+            began.elapsed() < READY,
+            "what is written does not reach both devices: {now:?}"
+        );
+        now = hashes(&mut vm)?;
+    }
     Ok((vm, control))
 }
 
-/// What is on the device, past the cache.
-fn hash(vm: &mut Vm) -> Outcome<String> {
-    vm.sh_ok("echo 1 > /proc/sys/vm/drop_caches; sha256sum < /dev/ram0")
+/// What is on the devices, past the cache.
+fn hashes(vm: &mut Vm) -> Outcome<(String, String)> {
+    let both = vm.sh_ok(
+        "echo 1 > /proc/sys/vm/drop_caches; head -c 4194304 /dev/ram0 | md5sum; \
+         md5sum < /dev/ram1",
+    )?;
+    let (ext4, xfs) = both.split_once('\n').unwrap_or_default();
+    Ok((ext4.to_owned(), xfs.to_owned()))
 }
 
-/// The writer writes, or does not.
-fn writes(vm: &mut Vm, expected: bool) -> Outcome {
-    let before = hash(vm)?;
-    vm.sh_ok("usleep 600000")?;
-    let after = hash(vm)?;
+/// Not one write reaches the devices.
+fn stands_still(vm: &mut Vm) -> Outcome {
+    let before = hashes(vm)?;
+    vm.sh_ok("usleep 300000")?;
+    let after = hashes(vm)?;
     ensure!(
-        (before != after) == expected,
-        "the device {} within 0.6 s",
-        if expected {
-            "does not change"
-        } else {
-            "changes"
-        }
+        before == after,
+        "while frozen, what is on ext4's and xfs' devices changes from {before:?} to {after:?}"
     );
+    Ok(())
+}
+
+/// Both writers write.
+fn goes_on(vm: &mut Vm) -> Outcome {
+    let began = Instant::now();
+    for system in ["ext4", "xfs"] {
+        let count = format!("cat /mnt/{system}/n");
+        let before = vm.sh(&count)?.stdout;
+        let mut now = before.clone();
+        while now == before || now.trim().is_empty() {
+            ensure!(
+                began.elapsed() < READY,
+                "nobody writes to {system}: {before:?}"
+            );
+            now = vm.sh(&count)?.stdout;
+        }
+    }
     Ok(())
 }
 
@@ -95,14 +142,45 @@ fn until(control: &Control, wanted: &str, limit: Duration) -> Outcome<Duration> 
     }
 }
 
+/// When it is frozen by now: the time at which it thaws by itself.
+fn deadline(control: &Control) -> Outcome<Instant> {
+    let (_, answer) = control.ask("GET", "/v1/vss", "")?;
+    let left = answer["thawed_in_ms"].as_u64();
+    let left = left.ok_or_else(|| Failure(format!("it has no deadline: {answer}")))?;
+    Ok(Instant::now() + Duration::from_millis(left))
+}
+
+/// It is frozen, and thaws by itself at its deadline, not before. The guest is
+/// left in peace meanwhile, so that a slow machine has nothing else to do.
+fn thaws_by_itself(vm: &mut Vm, control: &Control, what: &str) -> Outcome<Duration> {
+    let deadline = deadline(control)?;
+    let counts = "cat /mnt/ext4/n /mnt/xfs/n";
+    let before = vm.sh_ok(counts)?;
+    vm.sh_ok("usleep 300000")?;
+    let after = vm.sh_ok(counts)?;
+    // A machine that is too slow to look twice has told nothing.
+    ensure!(
+        before == after || Instant::now() >= deadline,
+        "{what}: while frozen {before:?} becomes {after:?}"
+    );
+    until(control, "thawed", Duration::from_secs(60))?;
+    let late = deadline.elapsed();
+    ensure!(
+        deadline <= Instant::now() && late < LATE,
+        "{what}: thawed {late:?} after the deadline"
+    );
+    goes_on(vm)?;
+    Ok(late)
+}
+
 fn freeze(context: &Context) -> Outcome {
     let (mut vm, control) = ready(context)?;
     control.ok(&["vss", "check"])?;
-    let rounds = context.times(5, 100);
+    let rounds = context.times(3, 100);
     for _ in 0..rounds {
-        control.ok(&["vss", "freeze", "--max", "60s"])?;
+        control.ok(&["vss", "freeze", "--max", "120s"])?;
         ensure!(state(&control)? == "frozen", "it is not frozen");
-        writes(&mut vm, false)?;
+        stands_still(&mut vm)?;
         let ran = control.run(&["vss", "freeze"])?;
         ensure!(
             ran.code == 1 && ran.stderr.contains("busy"),
@@ -110,55 +188,121 @@ fn freeze(context: &Context) -> Outcome {
         );
         let said = control.ok(&["vss", "thaw"])?;
         ensure!(said == "thawed\n", "vss thaw said {said:?}");
-        writes(&mut vm, true)?;
+        goes_on(&mut vm)?;
     }
-    let took = Instant::now();
-    control.ok(&["vss", "freeze", "--max", "3s"])?;
-    writes(&mut vm, false)?;
-    until(&control, "thawed", Duration::from_secs(5))?;
-    let took = took.elapsed();
-    ensure!(
-        took > Duration::from_secs(3) && took < Duration::from_secs(4),
-        "a deadline of 3 s came after {took:?}"
-    );
-    writes(&mut vm, true)?;
     let said = control.ok(&["vss", "thaw"])?;
-    ensure!(said.contains("not any more"), "too late, and {said:?}");
-    super::vmbus::note(&format!("{rounds} freezes; one of 3 s lasted {took:?}"));
+    ensure!(said.contains("was not frozen"), "not frozen, and {said:?}");
+    super::vmbus::note(&format!("{rounds} freezes of ext4 and xfs"));
     vm.power_off()
 }
 
 fn run(context: &Context) -> Outcome {
     let (mut vm, control) = ready(context)?;
-    let ran = control.run(&["vss", "run", "--", "sh", "-c", "sleep 0.2; exit 7"])?;
-    ensure!(ran.code == 7, "a command that failed: {ran:?}");
-    ensure!(state(&control)? == "thawed", "after a command that failed");
-    let ran = control.run(&["vss", "run", "--", "sh", "-c", "kill -9 $$"])?;
-    ensure!(ran.code == 137, "a command that was killed: {ran:?}");
-    ensure!(state(&control)? == "thawed", "after one that was killed");
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("kill -9 $$", 137),
+        ("exec /no/such/command", 127),
+    ] {
+        let go = context.dir.join("go");
+        let wait = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
+        let script = format!("{wait}; {script}");
+        let mut child = in_background(&control, &["--max", "120s", "--", "sh", "-c", &script])?;
+        until(&control, "frozen", READY)?;
+        stands_still(&mut vm)?;
+        fs::write(&go, "")?;
+        let ended = child.wait()?.code();
+        ensure!(
+            ended == Some(code),
+            "a command that ends with {code}: {ended:?}"
+        );
+        ensure!(state(&control)? == "thawed", "not thawed after {script}");
+        fs::remove_file(&go)?;
+        goes_on(&mut vm)?;
+    }
     let ran = control.run(&["vss", "run", "--", "/no/such/command"])?;
     ensure!(ran.code == 1, "a command that is none: {ran:?}");
     ensure!(state(&control)? == "thawed", "after one that is none");
-    let ran = control.run(&["vss", "run", "--max", "1s", "--", "sleep", "3"])?;
+    let mut child = in_background(&control, &["--max", "120s", "--", "sleep", "120"])?;
+    until(&control, "frozen", READY)?;
+    stands_still(&mut vm)?;
+    signal(&child, Signal::TERM)?;
+    until(&control, "thawed", Duration::from_secs(5))?;
+    child.wait()?;
+    goes_on(&mut vm)?;
+    vm.power_off()
+}
+
+fn in_background(control: &Control, args: &[&str]) -> Outcome<Child> {
+    let args = [&["vss", "run"], args].concat();
+    let mut command = control.command(&args);
+    Ok(command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?)
+}
+
+fn signal(child: &Child, signal: Signal) -> Outcome {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Failure("no process".into()))?;
+    Ok(kill_process(pid, signal)?)
+}
+
+fn alone(context: &Context) -> Outcome {
+    let (mut vm, control) = ready(context)?;
+    let mut late = Vec::new();
+    // The command takes longer than it may.
+    let child = control
+        .command(&["vss", "run", "--max", "10s", "--", "sleep", "15"])
+        .stderr(Stdio::piped())
+        .spawn()?;
+    until(&control, "frozen", READY)?;
+    late.push(thaws_by_itself(&mut vm, &control, "the time is up")?);
+    let ran = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
     ensure!(
-        ran.code == 1 && ran.stderr.contains("thawed before"),
-        "a command that took too long: {ran:?}"
+        ran.status.code() == Some(1) && said.contains("thawed before"),
+        "a command that took too long: {:?} {said}",
+        ran.status
     );
-    for (signal, limit) in [(Signal::TERM, 3), (Signal::KILL, 6)] {
-        let mut child = control
-            .command(&["vss", "run", "--max", "5s", "--", "sleep", "30"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        until(&control, "frozen", Duration::from_secs(10))?;
-        writes(&mut vm, false)?;
-        if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-            kill_process(pid, signal)?;
-        }
-        until(&control, "thawed", Duration::from_secs(limit))?;
-        child.wait()?;
-        writes(&mut vm, true)?;
+    // Nobody is left to thaw.
+    let mut child = in_background(&control, &["--max", "10s", "--", "sleep", "60"])?;
+    until(&control, "frozen", READY)?;
+    signal(&child, Signal::KILL)?;
+    child.wait()?;
+    late.push(thaws_by_itself(&mut vm, &control, "vmmctl is killed")?);
+    // The connection is cut behind the answer, and before it.
+    let body = r#"{"max_ms":10000}"#;
+    let (status, answer) = control.ask("POST", "/v1/vss/freeze", body)?;
+    ensure!(status == 200, "freezing: {status} {answer}");
+    late.push(thaws_by_itself(&mut vm, &control, "the connection is cut")?);
+    let mut stream = UnixStream::connect(control.socket())?;
+    let length = body.len();
+    let head = format!("POST /v1/vss/freeze HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all((head + body).as_bytes())?;
+    drop(stream);
+    // Whether it was read at all is open. It is known how it ends.
+    thread::sleep(Duration::from_secs(2));
+    if state(&control)? != "thawed" {
+        until(&control, "frozen", READY)?;
+        late.push(thaws_by_itself(&mut vm, &control, "it is cut at once")?);
     }
+    let (_, answer) = control.ask("GET", "/v1/vss", "")?;
+    let expired = u64::try_from(late.len()).unwrap_or(0);
+    ensure!(
+        answer["expired"] == expired && answer["filesystems"] == "thawed",
+        "{expired} freezes have expired: {answer}"
+    );
+    // The next guest knows nothing of a freeze.
+    control.ok(&["vss", "freeze", "--max", "120s"])?;
+    control.ok(&["reset"])?;
+    vm.wait_agent()?;
+    load(&mut vm)?;
+    vm.sh_ok("hv_vss_daemon")?;
+    control.until_ready(&["vss"], READY)?;
+    until(&control, "thawed", Duration::from_secs(3))?;
+    control.ok(&["vss", "run", "--", "true"])?;
+    super::vmbus::note(&format!("thawed {late:?} after the deadline"));
     vm.power_off()
 }
 
@@ -179,13 +323,13 @@ fn daemon(context: &Context) -> Outcome {
     );
     vm.sh_ok("hv_vss_daemon")?;
     until(&control, "thawed", Duration::from_secs(5))?;
-    writes(&mut vm, true)?;
+    goes_on(&mut vm)?;
     vm.sh_ok("killall -9 hv_vss_daemon")?;
     let ran = control.run(&["vss", "run", "--", "true"])?;
     ensure!(
         ran.code == 1 && ran.stderr.contains("no-daemon"),
         "freezing without a daemon: {ran:?}"
     );
-    writes(&mut vm, true)?;
+    goes_on(&mut vm)?;
     vm.power_off()
 }

@@ -3,6 +3,7 @@
 //! what it sees. On a terminal until `q` is pressed or the VM ends, elsewhere for
 //! some seconds, in plain lines.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const LINES: usize = 6;
 /// How long the guest may take to say what time it is.
 const CLOCK: Duration = Duration::from_secs(3);
+/// How long the guest's daemons may take.
+const DAEMONS: Duration = Duration::from_secs(30);
 /// The other screen of a terminal, without a cursor; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
@@ -39,9 +42,11 @@ pub fn run(context: &Context, socket: &Path, offer: &str) -> Outcome {
         .cmdline("agent.modules=hv_utils")
         .args(&["--name", "demo", "--vmbus-trace", &path(&trace)])
         .args(&["--api-socket", &path(socket)])
+        .args(&["--kvp", "greeting=hello from the host"])
         .boot()?;
     let words = "Hypervisor detected|Hyper-V:|hv_vmbus:|hv_utils:";
-    let said = vm.sh_ok(&format!("dmesg | grep -E '{words}'"))?;
+    let mut said = vm.sh_ok(&format!("dmesg | grep -E '{words}'"))?;
+    said.push_str(&daemons(&mut vm, &control)?);
     let mut view = View::new(offer, &said, Traffic::of(&trace));
     let live = terminal::interactive();
     print(&view.guest())?;
@@ -63,6 +68,27 @@ pub fn run(context: &Context, socket: &Path, offer: &str) -> Outcome {
     print(&format!("vmm ended with {}\n", status.code().unwrap_or(-1)))?;
     ensure!(status.success() || live, "vmm ended with {status}");
     Ok(())
+}
+
+/// Starts what the guest's distribution has for data exchange and backup, with a
+/// file system that can be frozen, and gives what passed both ways.
+fn daemons(vm: &mut Vm, control: &Control) -> Outcome<String> {
+    vm.sh_ok(
+        "hostname guest.example; hv_kvp_daemon; hv_vss_daemon; \
+         modprobe crc32c_generic; modprobe brd rd_nr=1 rd_size=8192 && modprobe ext4 && \
+         mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /mnt",
+    )?;
+    control.until_ready(&["kvp", "vss"], DAEMONS)?;
+    let mut told = String::from("\nby data exchange (kvp), from the guest:");
+    for key in ["FullyQualifiedDomainName", "OSBuildNumber"] {
+        let value = control.ok(&["kvp", "get", key])?;
+        let _ = write!(told, "\n  {key} = {}", value.trim());
+    }
+    control.ok(&["kvp", "get", "--pool", "external", "greeting"])?;
+    let file = "/var/lib/hyperv/.kvp_pool_0";
+    let ours = vm.sh_ok(&format!("tr -s '\\000' ' ' < {file}"))?;
+    let _ = write!(told, "\nand in its {file}:\n  {}", ours.trim());
+    Ok(told)
 }
 
 fn print(text: &str) -> io::Result<()> {

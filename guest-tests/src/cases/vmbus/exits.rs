@@ -21,15 +21,15 @@ const SIGNAL_EVENT: u64 = 0x5d;
 
 /// Exits to user space and signals, in some time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exits {
+pub(in crate::cases) struct Exits {
     /// All exits to user space.
-    pub(super) all: u64,
+    pub(in crate::cases) all: u64,
     /// Those for a hypercall or a SynIC register.
-    pub(super) hyperv: u64,
+    pub(in crate::cases) hyperv: u64,
     /// Signals that reached KVM.
-    pub(super) signals: u64,
+    pub(in crate::cases) signals: u64,
     /// Messages that did, which exit always.
-    pub(super) messages: u64,
+    pub(in crate::cases) messages: u64,
 }
 
 impl fmt::Display for Exits {
@@ -43,8 +43,13 @@ impl fmt::Display for Exits {
 }
 
 impl Exits {
+    /// Whether this user may count.
+    pub(in crate::cases) fn can_count() -> bool {
+        tracefs().is_ok()
+    }
+
     /// Counts while `run` runs.
-    pub(super) fn during<T>(run: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Self)> {
+    pub(in crate::cases) fn during<T>(run: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Self)> {
         let events = tracefs()?.join("events/kvm");
         let exits = Histogram::start(&events.join("kvm_userspace_exit"), "reason")?;
         let calls = Histogram::start(&events.join("kvm_hv_hypercall"), "code")?;

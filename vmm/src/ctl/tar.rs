@@ -242,7 +242,8 @@ impl Header<'_> {
                 })
             })
             .sum();
-        if number(self.field(148, 8)) == Some(sum) {
+        // No fuzzer finds a sum.
+        if cfg!(fuzzing) || number(self.field(148, 8)) == Some(sum) {
             Ok(())
         } else {
             Err(TarError::Malformed("a header's checksum is wrong"))

@@ -14,6 +14,7 @@
 //! | `synic` | MSRs, hypercalls, message slots, event flags |
 //! | `kvp`, `vss`, `fcopy` | a whole service on the bus, through the mock guest |
 //! | `service_replies` | what parses their answers; its input is one |
+//! | `tar` | what reads the archive that a guest sends; its input is one |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 
 // A fuzz target panics when something is wrong: that is its purpose.
@@ -31,3 +32,4 @@ pub mod ring;
 pub mod service;
 pub mod step;
 pub mod synic;
+pub mod tar;

@@ -84,3 +84,9 @@ fn kernel_image() {
     use vmbus_fuzz::image::{run, seeds};
     write_and_run_files("kernel_image", seeds(), run);
 }
+
+#[test]
+fn tar() {
+    use vmbus_fuzz::tar::{run, seeds};
+    write_and_run_files("tar", seeds(), run);
+}

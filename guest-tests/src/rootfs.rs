@@ -29,7 +29,7 @@ const LAYER: &str = "rootfs";
 /// The release, which is also the one with the kernel.
 pub const RELEASE: &str = "trixie";
 
-const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,hyperv-daemons,chrony";
+const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,hyperv-daemons,chrony,openssh-server";
 
 /// What nobody reads in a test; it is most of the tree.
 const UNREAD: &[&str] = &[
@@ -52,6 +52,13 @@ const UNREAD: &[&str] = &[
     "var/lib/apt",
     "var/lib/dpkg",
     "var/log/bootstrap.log",
+    // Each machine makes its own.
+    "etc/ssh/ssh_host_rsa_key",
+    "etc/ssh/ssh_host_rsa_key.pub",
+    "etc/ssh/ssh_host_ecdsa_key",
+    "etc/ssh/ssh_host_ecdsa_key.pub",
+    "etc/ssh/ssh_host_ed25519_key",
+    "etc/ssh/ssh_host_ed25519_key.pub",
     // Work that a machine does some time after its start, over the network.
     "etc/systemd/system/timers.target.wants",
 ];
@@ -72,6 +79,11 @@ const OURS: &[(&str, &str)] = &[
         "etc/systemd/system/chrony.service.d/hyperv.conf",
         "[Unit]\nWants=dev-ptp_hyperv.device\nAfter=dev-ptp_hyperv.device\n\
          ConditionPathExists=/dev/ptp_hyperv\n",
+    ),
+    (
+        "etc/systemd/system/sshd-keygen.service.d/each-boot.conf",
+        "[Unit]\nConditionFirstBoot=\n\n[Service]\nExecStart=\n\
+         ExecStart=ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n",
     ),
     (
         "etc/systemd/system/guest-agent.service",
@@ -144,10 +156,15 @@ pub fn compose(release: &str, modules: &[Module], agent: &Path, busybox: &Path) 
     Ok(archive.finish())
 }
 
+/// Where the distribution's tree is.
+pub fn tree_path() -> Result<PathBuf> {
+    Ok(paths::cache("rootfs")?.join(RELEASE))
+}
+
 /// The distribution's tree, installed if it isn't in the cache.
 fn tree() -> Result<PathBuf> {
     let _lock = Lock::take("rootfs")?;
-    let dir = paths::cache("rootfs")?.join(RELEASE);
+    let dir = tree_path()?;
     // Its packages are told by a file beside it.
     let list = dir.with_extension("packages");
     if dir.exists() && fs::read_to_string(&list).is_ok_and(|known| known == PACKAGES) {

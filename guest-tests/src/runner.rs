@@ -22,7 +22,7 @@ use crate::image::{Image, SYSTEMD};
 use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::{say, step};
-use crate::tools::CURL;
+use crate::tools::{CURL, SSH};
 use crate::{build, kernels, paths, rootfs};
 use plan::Run;
 pub use plan::Wish;
@@ -70,6 +70,10 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
     if runs.iter().any(|run| run.case.name == "api-curl") {
         CURL.require()?;
+    }
+    let with_ssh = ["systemd-ssh", "systemd-cp", "ssh-none"];
+    if runs.iter().any(|run| with_ssh.contains(&run.case.name)) {
+        SSH.require()?;
     }
     step(
         &format!("preparing the images of {}", names.join(", ")),

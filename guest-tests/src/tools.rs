@@ -63,6 +63,13 @@ pub const CURL: Tool = Tool {
     why: "to try the documentation's examples",
 };
 
+/// A shell in a guest.
+pub const SSH: Tool = Tool {
+    name: "ssh",
+    package: "openssh-client",
+    why: "to try vmmctl ssh",
+};
+
 /// Compiles libFuzzer.
 pub const CXX: Tool = Tool {
     name: "c++",

@@ -17,6 +17,7 @@ use vmbus::wire::ProtocolVersion;
 
 use crate::api::socket;
 use crate::hyperv::SynicMode;
+use crate::ssh_key::KeyFile;
 
 /// A number that no machine needs more of; KVM has its own, lower limit.
 const MAX_CPUS: u32 = 4096;
@@ -36,6 +37,7 @@ Examples:
   vmm --kernel bzImage --initramfs rd.img
   vmm --kernel vmlinux --initramfs rd.img --cpus 4 --memory 2G --cmdline 'console=ttyS0 quiet'
   vmm --kernel bzImage --initramfs rd.img --serial file=console.log --timeout 60s --on-reset exit
+  vmm --kernel bzImage --initramfs rd.img --name web --ssh-key ~/.ssh/id_ed25519.pub
 
 Exit codes: 0 the guest powered off, 1 the host failed, 2 usage, 10 the guest reset and
 --on-reset exit, 20 the guest crashed, 30 timeout, 130 interrupted."
@@ -57,6 +59,11 @@ pub struct Args {
         allow_hyphen_values = true
     )]
     pub cmdline: String,
+
+    /// Public key that may log in as root over a Hyper-V socket, for vmmctl ssh; the guest needs
+    /// systemd 252 or newer and an sshd. May be given several times
+    #[arg(long, value_name = "FILE.pub", value_parser = KeyFile::read)]
+    pub ssh_key: Vec<KeyFile>,
 
     /// Number of vCPUs
     #[arg(

@@ -33,6 +33,7 @@ pub mod machine;
 pub mod memory;
 pub mod output;
 pub mod services;
+pub mod ssh_key;
 pub mod supervisor;
 mod sys;
 pub mod terminal;

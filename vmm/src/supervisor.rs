@@ -42,6 +42,7 @@ use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape};
 use crate::output::Output;
 use crate::services;
+use crate::ssh_key;
 use crate::sys;
 use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
@@ -159,7 +160,8 @@ enum End {
 
 impl<'a> Supervisor<'a> {
     fn new(args: &'a Args, log: &EventHub) -> Result<Self, Error> {
-        let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &args.cmdline)
+        let cmdline = ssh_key::cmdline(&args.cmdline, &args.ssh_key);
+        let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &cmdline)
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
         let host = Host::open(args.wanted_synic(), args.cpus.get())?;

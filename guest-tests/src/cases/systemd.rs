@@ -2,6 +2,8 @@
 //! A guest with a real init and the distribution's own packages: what it makes
 //! of the services without anybody's help. See [`crate::rootfs`].
 
+mod ssh;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,20 @@ pub(super) const CASES: &[Case] = &[
     )
     .once()
     .within(600),
+    Case::new(
+        "systemd-ssh",
+        "vmmctl ssh and systemd's own proxy reach a stock sshd; a missing one is told",
+        ssh::shell,
+    )
+    .once()
+    .within(600),
+    Case::new(
+        "systemd-cp",
+        "files and directories come out of the guest whole, or not at all (100 MB with --long)",
+        ssh::files,
+    )
+    .once()
+    .within(600),
 ];
 
 /// How long systemd may take, also to end.
@@ -34,6 +50,11 @@ const LIMIT: Duration = Duration::from_secs(200);
 
 /// A guest that has come up; `None` with a kernel whose modules it has not.
 fn boot(context: &Context) -> Outcome<Option<(Vm, Control)>> {
+    boot_with(context, &[])
+}
+
+/// The same, with more arguments for `vmm`.
+fn boot_with(context: &Context, args: &[&str]) -> Outcome<Option<(Vm, Control)>> {
     if context.kernel != RELEASE {
         note(&format!(
             "not with {}: the image is of {RELEASE}",
@@ -49,6 +70,7 @@ fn boot(context: &Context) -> Outcome<Option<(Vm, Control)>> {
         .memory("1G")
         .cmdline("systemd.show_status=false")
         .args(&["--api-socket", &socket])
+        .args(args)
         .launch()?;
     vm.wait_agent_within(LIMIT)?;
     Ok(Some((vm, control)))

@@ -13,7 +13,7 @@ use guest_agent::exchange::{echo, exchange};
 
 use super::vmbus::{note, open_files, sh_long};
 use crate::ensure;
-use crate::suite::{Case, Context, Failure, Outcome, Vm};
+use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
     Case::new(
@@ -41,6 +41,12 @@ pub(super) const CASES: &[Case] = &[
         "nobody listens: both sides hear it, and silent clients hold up nobody",
         refused,
     ),
+    Case::new(
+        "ssh-none",
+        "vmmctl ssh and cp tell what a guest without sshd lacks",
+        no_sshd,
+    )
+    .once(),
 ];
 
 /// Where the guest's connections to the host go.
@@ -267,6 +273,37 @@ fn refused(context: &Context) -> Outcome {
     drop(silent);
     one(&path, 3, 1000)?;
     at_rest(&mut vm)?;
+    vm.power_off()
+}
+
+/// A guest without an sshd, and one that has not got that far.
+fn no_sshd(context: &Context) -> Outcome {
+    let control = Control::new(context);
+    let socket = control.socket().display().to_string();
+    let mut vm = context.setup().args(&["--api-socket", &socket]).boot()?;
+    let expect = |args: &[&str], code: i32, words: &str| -> Outcome {
+        let start = Instant::now();
+        let ran = control.run(args)?;
+        ensure!(
+            ran.code == code && ran.stderr.contains(words),
+            "{args:?}, expecting {code}, {words}: {ran:?}"
+        );
+        let took = start.elapsed();
+        ensure!(took < Duration::from_secs(8), "{args:?} took {took:?}");
+        Ok(())
+    };
+    expect(&["ssh", "true"], 255, "22: the guest is not connected")?;
+    vm.sh_ok("modprobe hv_vmbus && modprobe hv_sock")?;
+    expect(
+        &["ssh", "true"],
+        255,
+        "vsock port 22: it takes an openssh-server",
+    )?;
+    expect(
+        &["cp", "guest:/etc/passwd", "/tmp/"],
+        1,
+        "takes an openssh-server",
+    )?;
     vm.power_off()
 }
 

@@ -97,7 +97,7 @@ pub enum BootError {
         kernel_end: u64,
     },
     /// Longer than the kernel's own limit.
-    #[error("--cmdline: {length} bytes; this kernel takes at most {max}")]
+    #[error("--cmdline: {length} bytes, with what --ssh-key adds; this kernel takes at most {max}")]
     CmdlineTooLong {
         /// Its length.
         length: usize,

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use super::cp::Cp;
 use super::kvp::{Ip, Kvp};
+use super::ssh::Ssh;
 use super::vss::Vss;
 use crate::cli::duration;
 
@@ -27,6 +28,8 @@ Examples:
   vmmctl kvp list --pool auto
   vmmctl vss run --max 30s -- cp disk.img backup.img
   vmmctl cp motd guest:/etc/
+  vmmctl ssh -- journalctl -b
+  vmmctl cp guest:/var/log results/
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 what was waited for has not come."
 )]
@@ -100,8 +103,10 @@ pub enum Command {
     /// Freeze the guest's file systems for a backup
     #[command(subcommand)]
     Vss(Vss),
-    /// Copy files into the guest
+    /// Copy files into the guest, or out of it
     Cp(Cp),
+    /// A shell in the guest, or a command, without a network
+    Ssh(Ssh),
     /// What happened to the VM
     Events {
         /// Go on with what happens next

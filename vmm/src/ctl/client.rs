@@ -66,6 +66,11 @@ impl Client {
         }
     }
 
+    /// Its control socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether anybody answers at the socket.
     pub fn is_there(&self) -> bool {
         UnixStream::connect(&self.path).is_ok()

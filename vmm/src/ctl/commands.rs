@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
 use super::client::{Client, running};
-use super::{CtlError, connect, cp, kvp, show, vss};
+use super::{CtlError, connect, cp, kvp, show, ssh, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
 /// Between two looks at what is waited for.
@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
         Command::Ip(what) => kvp::ip(&vm, what, args.json),
         Command::Vss(what) => vss::run(&vm, what, args.json),
         Command::Cp(what) => cp::run(&vm, what, args.json),
+        Command::Ssh(what) => ssh::run(&vm, what),
         Command::Events { follow } => {
             let target = format!("/v1/events?follow={follow}");
             follow_lines(&vm, &target, args.json, show::event)

@@ -12,6 +12,14 @@ use crate::api::types::VmStatus;
 
 /// More than any answer is long.
 const MAX_ANSWER: usize = 200;
+/// Where sshd listens.
+pub const SSH: &str = "22";
+/// How the answer begins when nobody has taken a connection.
+const NOBODY: &str = "nobody in the guest";
+/// What a guest lacks to which `vmmctl ssh` cannot connect.
+const NO_SSHD: &str = "nothing in the guest listens on vsock port 22: it takes an openssh-server, \
+    systemd 256 or newer (or a socket unit of yours), the hv_sock module, and a guest that has \
+    come up (docs/ssh.md)";
 
 /// Connects to a service of the guest, by port or GUID.
 pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
@@ -26,8 +34,16 @@ pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
     if answer.starts_with("OK ") {
         return Ok(stream);
     }
+    Err(CtlError::Refused(refusal(service, &answer)))
+}
+
+/// Why there is no connection, for people.
+fn refusal(service: &str, answer: &str) -> String {
     let why = answer.strip_prefix("ERR ").unwrap_or("the VM ended");
-    Err(CtlError::Refused(format!("{service}: {}", why.trim_end())))
+    if service == SSH && why.starts_with(NOBODY) {
+        return NO_SSHD.into();
+    }
+    format!("{service}: {}", why.trim_end())
 }
 
 /// A line, and nothing of what follows it.
@@ -61,5 +77,23 @@ pub fn connect(vm: &Client, service: &str) -> Result<(), CtlError> {
         out.write_all(buffer.get(..len).unwrap_or_default())?;
         // A shell's prompt has no line end.
         out.flush()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_sshd_is_told_with_what_it_takes() {
+        let nobody = "ERR nobody in the guest took the connection\n";
+        assert!(refusal("22", nobody).contains("openssh-server"));
+        assert_eq!(
+            refusal("23", nobody),
+            "23: nobody in the guest took the connection"
+        );
+        let off = refusal("22", "ERR the guest is not connected to the bus\n");
+        assert_eq!(off, "22: the guest is not connected to the bus");
+        assert_eq!(refusal("22", ""), "22: the VM ended");
     }
 }

@@ -1,41 +1,105 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vmmctl cp`: files into the guest.
+//! `vmmctl cp`: files into the guest, and the choice of the way; out of it is
+//! [`super::fetch`].
 //!
 //! One after the other; one that fails is told and the next is tried. Ending
 //! this program closes its connection, which cancels the copy.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 use ics_devices::fcopy::Target;
 use serde_json::{Value, json};
 
-use super::CtlError;
+use super::bar::Bar;
 use super::client::Client;
 use super::commands::print;
+use super::{CtlError, fetch};
 use crate::api::data::encoded;
 
-/// Between two changes of the bar.
-const REDRAW: Duration = Duration::from_millis(100);
-/// Characters of the bar.
-const BAR: usize = 24;
-
 /// `vmmctl cp`.
-#[derive(Debug, Clone, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
+#[command(after_help = "\
+Into the guest it takes the file copy service (vmm --ic +fcopy) and the guest's hv_fcopy daemon. Out
+of the guest, files and whole directories come over vmmctl ssh, and it takes what that takes: an sshd
+in the guest, and a key.
+
+Examples:
+  vmmctl cp app.conf guest:/etc/app/ --mkdir
+  vmmctl cp guest:/var/log guest:/etc/os-release results/")]
 pub struct Cp {
-    /// Files, then guest:/DIR/ or, for one file, guest:/path/name
-    #[arg(required = true, num_args = 2.., value_name = "SRC… guest:/DIR/")]
+    /// What, then where to; one of both is in the guest, as guest:/PATH
+    #[arg(required = true, num_args = 2.., value_name = "SRC… guest:/DIR/|guest:/PATH… DIR/")]
     paths: Vec<String>,
-    /// Overwrite files that exist in the guest
+    /// Overwrite files that exist
     #[arg(long)]
-    overwrite: bool,
-    /// Make directories that do not exist in the guest
+    pub(super) overwrite: bool,
+    /// Make directories that do not exist
     #[arg(long)]
-    mkdir: bool,
+    pub(super) mkdir: bool,
+    /// Out of the guest: the user that logs in there [default: root]
+    #[arg(short = 'l', long, value_name = "USER")]
+    user: Option<String>,
+    /// Out of the guest: the file with the private key, as for ssh -i
+    #[arg(short, long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Out of the guest: an option of ssh_config(5); may be given several times
+    #[arg(short = 'o', long = "ssh-option", value_name = "NAME=VALUE")]
+    ssh_options: Vec<String>,
+}
+
+impl Cp {
+    /// For ssh, in its own words.
+    pub(super) fn ssh_options(&self) -> Vec<OsString> {
+        let mut options = Vec::new();
+        let mut add = |option: &str, value: &OsStr| {
+            options.push(option.into());
+            options.push(value.to_owned());
+        };
+        if let Some(user) = &self.user {
+            add("-l", user.as_ref());
+        }
+        if let Some(identity) = &self.identity {
+            add("-i", identity.as_ref());
+        }
+        for option in &self.ssh_options {
+            add("-o", option.as_ref());
+        }
+        options
+    }
+}
+
+/// Which way, told by where `guest:` stands.
+#[derive(Debug, PartialEq, Eq)]
+enum Way<'a> {
+    /// To the guest's path.
+    In(&'a [String], &'a str),
+    /// From paths of the guest to a directory here.
+    Out(Vec<&'a str>, &'a str),
+}
+
+impl<'a> Way<'a> {
+    fn of(paths: &'a [String]) -> Result<Self, CtlError> {
+        let usage = |text: &str| Err(CtlError::Usage(text.to_owned()));
+        let Some((to, sources)) = paths.split_last() else {
+            return usage("nothing to copy");
+        };
+        let in_guest = |path: &'a String| path.strip_prefix("guest:");
+        let from: Vec<&str> = sources.iter().filter_map(in_guest).collect();
+        match in_guest(to) {
+            Some(to) if from.is_empty() => Ok(Self::In(sources, to)),
+            None if from.len() == sources.len() => Ok(Self::Out(from, to)),
+            None if from.is_empty() => {
+                usage("the last path has to be in the guest, as guest:/DIR/, or all others")
+            }
+            _ => usage("either the last path is in the guest, as guest:/DIR/, or all others are"),
+        }
+    }
 }
 
 /// A file and where it goes.
@@ -46,10 +110,20 @@ struct Job {
 
 /// Runs `vmmctl cp`.
 pub fn run(vm: &Client, what: &Cp, json: bool) -> Result<(), CtlError> {
-    let jobs = jobs(&what.paths)?;
-    let mut bar = Bar::new(jobs.len(), !json && io::stderr().is_terminal());
+    match Way::of(&what.paths)? {
+        Way::Out(from, to) => fetch::run(vm, what, &from, to, json),
+        Way::In(..) if !what.ssh_options().is_empty() => Err(CtlError::Usage(
+            "-l, -i and -o are for copies out of the guest".into(),
+        )),
+        Way::In(sources, to) => send(vm, what, &jobs(sources, to)?, json),
+    }
+}
+
+/// Copies into the guest.
+fn send(vm: &Client, what: &Cp, jobs: &[Job], json: bool) -> Result<(), CtlError> {
+    let mut bar = Bar::new(Some(jobs.len()), !json && io::stderr().is_terminal());
     let (mut answers, mut failed) = (Vec::new(), 0);
-    for job in &jobs {
+    for job in jobs {
         match copy(vm, what, job, &mut bar) {
             Ok(answer) => answers.push(answer),
             Err(error) => {
@@ -67,16 +141,9 @@ pub fn run(vm: &Client, what: &Cp, json: bool) -> Result<(), CtlError> {
         }
     }
     bar.clear();
-    let (files, bytes) = (answers.len(), bar.bytes);
-    let seconds = bar.start.elapsed().as_secs_f64();
+    let files = answers.len();
     print(json, &json!({"files": answers, "failed": failed}), || {
-        // For people: a rounded number.
-        #[allow(clippy::cast_precision_loss)]
-        let rate = bytes as f64 / seconds.max(1e-6) / 1e6;
-        let plural = if files == 1 { "" } else { "s" };
-        Ok(format!(
-            "{files} file{plural} copied, {bytes} bytes in {seconds:.1} s, {rate:.1} MB/s\n"
-        ))
+        Ok(bar.sum(files))
     })?;
     if failed > 0 {
         let all = jobs.len();
@@ -87,17 +154,10 @@ pub fn run(vm: &Client, what: &Cp, json: bool) -> Result<(), CtlError> {
     Ok(())
 }
 
-fn jobs(paths: &[String]) -> Result<Vec<Job>, CtlError> {
-    let usage = |text: &str| CtlError::Some(text.to_owned());
-    let Some((to, sources)) = paths.split_last() else {
-        return Err(usage("nothing to copy"));
-    };
-    let to = to
-        .strip_prefix("guest:")
-        .ok_or_else(|| usage("the last path has to be in the guest, as guest:/DIR/"))?;
+fn jobs(sources: &[String], to: &str) -> Result<Vec<Job>, CtlError> {
     if sources.len() > 1 && !to.ends_with('/') {
-        return Err(usage(
-            "several files go into a directory: end its path with a '/'",
+        return Err(CtlError::Usage(
+            "several files go into a directory: end its path with a '/'".into(),
         ));
     }
     let job = |source: &String| {
@@ -126,7 +186,8 @@ fn copy(vm: &Client, what: &Cp, job: &Job, bar: &mut Bar) -> Result<Value, CtlEr
         what.overwrite,
         what.mkdir
     );
-    bar.next(&job.source, size);
+    let name = job.source.file_name().unwrap_or_default();
+    bar.next(name.as_bytes(), size);
     let answer = vm.upload(&target, size, &mut file, |sent| bar.at(sent))?;
     if answer["size"] != size {
         return Err(CtlError::Protocol(format!(
@@ -151,83 +212,17 @@ fn open(path: &Path) -> Result<(File, u64), CtlError> {
     Ok((file, about.len()))
 }
 
-/// How far it is, on a terminal.
-struct Bar {
-    shown: bool,
-    files: usize,
-    number: usize,
-    name: String,
-    size: u64,
-    /// Of whole files.
-    bytes: u64,
-    start: Instant,
-    drawn: Option<Instant>,
-}
-
-impl Bar {
-    fn new(files: usize, shown: bool) -> Self {
-        Self {
-            shown,
-            files,
-            number: 0,
-            name: String::new(),
-            size: 0,
-            bytes: 0,
-            start: Instant::now(),
-            drawn: None,
-        }
-    }
-
-    fn next(&mut self, source: &Path, size: u64) {
-        self.number += 1;
-        self.size = size;
-        let name = source.file_name().unwrap_or_default().to_string_lossy();
-        self.name = name.chars().filter(|c| !c.is_control()).take(32).collect();
-    }
-
-    fn at(&mut self, sent: u64) {
-        let due = self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW);
-        if !self.shown || !due {
-            return;
-        }
-        self.drawn = Some(Instant::now());
-        // A write to a terminal that is gone is nobody's loss.
-        let _ = write!(io::stderr(), "\r{}\x1b[K", self.line(sent));
-    }
-
-    fn line(&self, sent: u64) -> String {
-        let part = |of: u64| sent.saturating_mul(of).checked_div(self.size).unwrap_or(of);
-        let full = usize::try_from(part(BAR as u64)).map_or(BAR, |full| full.min(BAR));
-        let bar = "#".repeat(full) + &" ".repeat(BAR - full);
-        let (number, files) = (self.number, self.files);
-        let many = if files > 1 {
-            format!("{number}/{files} ")
-        } else {
-            String::new()
-        };
-        #[allow(clippy::cast_precision_loss)]
-        let rate = (self.bytes + sent) as f64 / self.start.elapsed().as_secs_f64().max(1e-6) / 1e6;
-        format!(
-            "{many}{:<20} [{bar}] {:3}% {rate:.1} MB/s",
-            self.name,
-            part(100)
-        )
-    }
-
-    fn clear(&mut self) {
-        if self.shown && self.drawn.take().is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn targets(paths: &[&str]) -> Result<Vec<String>, String> {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
-        match jobs(&paths) {
+        let jobs = Way::of(&paths).and_then(|way| match way {
+            Way::In(sources, to) => jobs(sources, to),
+            Way::Out(..) => Err(CtlError::Usage("out".into())),
+        });
+        match jobs {
             Ok(jobs) => Ok(jobs.iter().map(|job| job.target.to_string()).collect()),
             Err(error) => Err(error.to_string()),
         }
@@ -252,13 +247,24 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_fills() {
-        let mut bar = Bar::new(2, false);
-        bar.next(Path::new("x/name"), 200);
-        let line = bar.line(100);
-        assert!(line.starts_with("1/2 name"), "{line}");
-        assert!(line.contains("[############            ]  50%"), "{line}");
-        bar.next(Path::new("empty"), 0);
-        assert!(bar.line(0).contains("100%"));
+    fn the_way_is_told_by_where_the_guest_stands() {
+        let way = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+            match Way::of(&paths) {
+                Ok(Way::In(from, to)) => format!("in {from:?} {to}"),
+                Ok(Way::Out(from, to)) => format!("out {from:?} {to}"),
+                Err(CtlError::Usage(_)) => "usage".into(),
+                Err(error) => error.to_string(),
+            }
+        };
+        assert_eq!(way(&["a", "b", "guest:/d/"]), "in [\"a\", \"b\"] /d/");
+        assert_eq!(
+            way(&["guest:/a", "guest:/b", "."]),
+            "out [\"/a\", \"/b\"] ."
+        );
+        assert_eq!(way(&["a", "b"]), "usage");
+        assert_eq!(way(&["guest:/a", "b", "c"]), "usage");
+        assert_eq!(way(&["guest:/a", "b", "guest:/c"]), "usage");
+        assert_eq!(way(&["guest:/a", "guest:/c"]), "usage");
     }
 }

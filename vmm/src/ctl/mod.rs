@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vmmctl`: the control API for people and scripts.
 
+mod bar;
 pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod connect;
 pub mod cp;
+mod fetch;
 pub mod kvp;
 mod show;
+pub mod ssh;
+pub mod tar;
+pub mod tree;
 pub mod vss;
 
 use std::process::ExitCode;
+
+use crate::cli::exit;
 
 /// `wait` ends with this when its time is over.
 pub const EXIT_TIMEOUT: u8 = 3;
@@ -38,6 +45,9 @@ pub enum CtlError {
     /// The guest, or what is between, does not take a connection.
     #[error("{0}")]
     Refused(String),
+    /// The arguments make no sense together.
+    #[error("{0} (see vmmctl --help)")]
+    Usage(String),
     /// What was waited for has not come.
     #[error("{0}")]
     Timeout(String),
@@ -56,9 +66,17 @@ impl CtlError {
     /// The exit code that tells it.
     pub fn code(&self) -> ExitCode {
         match self {
+            Self::Usage(_) => exit::USAGE.into(),
             Self::Timeout(_) => EXIT_TIMEOUT.into(),
             Self::Command(code) => (*code).into(),
             _ => ExitCode::FAILURE,
         }
     }
+}
+
+/// A guest's bytes as they may be shown on a terminal.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let visible = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(visible).collect()
 }

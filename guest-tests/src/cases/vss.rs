@@ -166,11 +166,30 @@ fn thaws_by_itself(vm: &mut Vm, control: &Control, what: &str) -> Outcome<Durati
     until(control, "thawed", Duration::from_secs(60))?;
     let late = deadline.elapsed();
     ensure!(
-        deadline <= Instant::now() && late < LATE,
-        "{what}: thawed {late:?} after the deadline"
+        deadline <= Instant::now(),
+        "{what}: thawed before the deadline"
     );
     goes_on(vm)?;
     Ok(late)
+}
+
+/// Freezes and leaves it to the deadline. Where a starved machine was late it has
+/// two more tries; `late` has all of them.
+fn in_time(
+    late: &mut Vec<Duration>,
+    what: &str,
+    mut freeze: impl FnMut() -> Outcome<Duration>,
+) -> Outcome {
+    for _ in 0..3 {
+        let this = freeze()?;
+        late.push(this);
+        if this < LATE {
+            return Ok(());
+        }
+    }
+    Err(Failure(format!(
+        "{what}: after the deadline, thawed only {late:?}"
+    )))
 }
 
 fn freeze(context: &Context) -> Outcome {
@@ -251,31 +270,36 @@ fn signal(child: &Child, signal: Signal) -> Outcome {
 fn alone(context: &Context) -> Outcome {
     let (mut vm, control) = ready(context)?;
     let mut late = Vec::new();
-    // The command takes longer than it may.
-    let child = control
-        .command(&["vss", "run", "--max", "10s", "--", "sleep", "15"])
-        .stderr(Stdio::piped())
-        .spawn()?;
-    until(&control, "frozen", READY)?;
-    late.push(thaws_by_itself(&mut vm, &control, "the time is up")?);
-    let ran = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-    ensure!(
-        ran.status.code() == Some(1) && said.contains("thawed before"),
-        "a command that took too long: {:?} {said}",
-        ran.status
-    );
-    // Nobody is left to thaw.
-    let mut child = in_background(&control, &["--max", "10s", "--", "sleep", "60"])?;
-    until(&control, "frozen", READY)?;
-    signal(&child, Signal::KILL)?;
-    child.wait()?;
-    late.push(thaws_by_itself(&mut vm, &control, "vmmctl is killed")?);
+    in_time(&mut late, "the time is up", || {
+        let child = control
+            .command(&["vss", "run", "--max", "10s", "--", "sleep", "15"])
+            .stderr(Stdio::piped())
+            .spawn()?;
+        until(&control, "frozen", READY)?;
+        let late = thaws_by_itself(&mut vm, &control, "the time is up")?;
+        let ran = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        ensure!(
+            ran.status.code() == Some(1) && said.contains("thawed before"),
+            "a command that took too long: {:?} {said}",
+            ran.status
+        );
+        Ok(late)
+    })?;
+    in_time(&mut late, "vmmctl is killed", || {
+        let mut child = in_background(&control, &["--max", "10s", "--", "sleep", "60"])?;
+        until(&control, "frozen", READY)?;
+        signal(&child, Signal::KILL)?;
+        child.wait()?;
+        thaws_by_itself(&mut vm, &control, "vmmctl is killed")
+    })?;
     // The connection is cut behind the answer, and before it.
     let body = r#"{"max_ms":10000}"#;
-    let (status, answer) = control.ask("POST", "/v1/vss/freeze", body)?;
-    ensure!(status == 200, "freezing: {status} {answer}");
-    late.push(thaws_by_itself(&mut vm, &control, "the connection is cut")?);
+    in_time(&mut late, "the connection is cut", || {
+        let (status, answer) = control.ask("POST", "/v1/vss/freeze", body)?;
+        ensure!(status == 200, "freezing: {status} {answer}");
+        thaws_by_itself(&mut vm, &control, "the connection is cut")
+    })?;
     let mut stream = UnixStream::connect(control.socket())?;
     let length = body.len();
     let head = format!("POST /v1/vss/freeze HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");

@@ -4,7 +4,8 @@
 //! PID 1 prepares the machine, starts itself once more as the server of its
 //! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
 //! command line decides: `agent.role=nest`, else a guest. Called as a program
-//! it does what tests need in a guest: `/init uio-…`, `/init vsock-…` and `/init kexec …`.
+//! it does what tests need in a guest: `/init uio-…`, `/init vsock-…`,
+//! `/init kvp-pool …` and `/init kexec …`.
 #![deny(unsafe_code)]
 // The library half has the public surface; what is public here is internal.
 #![allow(unreachable_pub)]
@@ -14,6 +15,7 @@ mod guest;
 mod kexec;
 mod machine;
 mod nest;
+mod pool;
 mod power;
 mod process;
 #[allow(unsafe_code)] // Each block says why it is sound.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Some("--job") => child::become_job(args.collect()),
         Some("--serve-nest") => nest::serve(),
         Some("--serve-guest") => guest::serve(),
+        Some("kvp-pool") => pool::run(&args.collect::<Vec<_>>()),
         Some("kexec") => kexec::run(&args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("vsock-") => vsock::run(name, &args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("uio-") => uio::run(name, &args.collect::<Vec<_>>()),

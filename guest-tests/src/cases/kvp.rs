@@ -108,13 +108,7 @@ fn same_file(
     fs::write(&path, lines.concat())?;
     let sum = Command::new("sha256sum").arg(&path).output()?;
     let ours = String::from_utf8_lossy(&sum.stdout).into_owned();
-    let record = KEY + VALUE;
-    let theirs = vm.sh_ok(&format!(
-        "n=0; size=$(wc -c < {file}); while [ $((n * {record})) -lt $size ]; do \
-         tail -c +$((n * {record} + 1)) {file} | head -c {KEY} | tr '\\000' '\\n' | head -n 1; \
-         tail -c +$((n * {record} + {KEY} + 1)) {file} | head -c {VALUE} | tr '\\000' '\\n' | \
-         head -n 1; n=$((n + 1)); done | sha256sum"
-    ))?;
+    let theirs = vm.sh_ok(&format!("/init kvp-pool {file} | sha256sum"))?;
     Ok(ours.split(' ').next() == theirs.split(' ').next())
 }
 

@@ -232,6 +232,16 @@ fn words(context: &Context) -> Outcome {
             "--on-reset",
         ),
         (
+            "a key that is not there",
+            strings(&["--kernel", &good, "--ssh-key", "/nonexistent/key.pub"]),
+            "--ssh-key",
+        ),
+        (
+            "a key that is none",
+            strings(&["--kernel", &good, "--ssh-key", "/proc/version"]),
+            "--ssh-key",
+        ),
+        (
             "an exit code too large",
             strings(&["--kernel", &good, "--on-reset", "exit:256"]),
             "--on-reset",

@@ -288,8 +288,9 @@ fn no_sshd(context: &Context) -> Outcome {
             ran.code == code && ran.stderr.contains(words),
             "{args:?}, expecting {code}, {words}: {ran:?}"
         );
+        // Of ssh itself and its start, not of the guest's 4 s.
         let took = start.elapsed();
-        ensure!(took < Duration::from_secs(8), "{args:?} took {took:?}");
+        ensure!(took < Duration::from_secs(30), "{args:?} took {took:?}");
         Ok(())
     };
     expect(&["ssh", "true"], 255, "22: the guest is not connected")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vmmctl cp`: files into the guest, and the choice of the way; out of it is
-//! [`super::fetch`].
+//! `fetch.rs`.
 //!
 //! One after the other; one that fails is told and the next is tried. Ending
 //! this program closes its connection, which cancels the copy.

@@ -14,23 +14,17 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{ChildStdout, Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::bar::Bar;
 use super::client::Client;
 use super::commands::print;
 use super::cp::Cp;
+use super::running::Running;
 use super::ssh::{Words, cannot_run, quoted, ssh};
 use super::tar::{Archive, Entry, Kind, TarError};
 use super::tree::{Name, Partial, Tree};
@@ -49,8 +43,6 @@ exit 1"#;
 const MAX_REST: u64 = 1 << 20;
 /// Entries that are left out and told; of more, how many.
 const TOLD: usize = 50;
-/// Between two looks whether ssh has ended.
-const LOOK: Duration = Duration::from_millis(10);
 /// ssh's own exit code for what has gone wrong with it.
 const SSH_FAILED: i32 = 255;
 /// More than a line of words for people has.
@@ -119,11 +111,13 @@ pub(super) fn run(
             let _ = writeln!(io::stderr(), "vmmctl: {error}");
         }
     }
-    fetch.tell_all()?;
+    if failure.is_none() || fetch.files > 0 {
+        fetch.tell_all()?;
+    }
     match (failure, fetch.failed) {
         (Some(error), _) => Err(error),
         (None, 0) => Ok(()),
-        (None, failed) => Err(CtlError::Some(format!("{failed} were not copied"))),
+        (None, failed) => Err(CtlError::Some(format!("{failed} not copied"))),
     }
 }
 
@@ -433,64 +427,6 @@ fn pass_on(stderr: impl Read) {
                 let line = line.trim_ascii_end();
                 let _ = writeln!(io::stderr(), "{}", shown(line));
             }
-        }
-    }
-}
-
-/// The program that runs, which a signal ends.
-#[derive(Clone)]
-struct Running {
-    child: Arc<Mutex<Option<Child>>>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Running {
-    fn watched() -> io::Result<Self> {
-        let running = Self {
-            child: Arc::new(Mutex::new(None)),
-            stop: Arc::new(AtomicBool::new(false)),
-        };
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
-        let watcher = running.clone();
-        thread::spawn(move || {
-            for _ in signals.forever() {
-                watcher.stop.store(true, Ordering::Relaxed);
-                // What reads its output sees the end of it.
-                watcher.kill();
-            }
-        });
-        Ok(running)
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, child: Child) {
-        *self.child.lock() = Some(child);
-        if self.stopped() {
-            self.kill();
-        }
-    }
-
-    fn kill(&self) {
-        if let Some(child) = self.child.lock().as_ref() {
-            // ssh ends its proxy too when it is asked to end.
-            let _ = kill_process(Pid::from_child(child), Signal::TERM);
-        }
-    }
-
-    /// Waits for its end; a signal may still be what ends it.
-    fn end(&self) -> io::Result<ExitStatus> {
-        loop {
-            let mut child = self.child.lock();
-            let running = child.as_mut().ok_or(io::ErrorKind::NotFound)?;
-            if let Some(status) = running.try_wait()? {
-                *child = None;
-                return Ok(status);
-            }
-            drop(child);
-            thread::sleep(LOOK);
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod cp;
 mod fetch;
 pub mod kvp;
+mod running;
 mod show;
 pub mod ssh;
 pub mod tar;

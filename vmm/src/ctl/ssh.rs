@@ -179,7 +179,10 @@ pub(super) fn quoted(word: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::ctl::cli::{Args, Command as Cli};
 
     fn split(line: &str) -> (Vec<String>, Option<String>, Vec<String>) {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -220,6 +223,33 @@ mod tests {
             let wanted = (list(options), user.map(str::to_owned), list(command));
             assert_eq!(split(line), wanted, "{line}");
         }
+    }
+
+    #[test]
+    fn what_stands_behind_the_word_is_not_vmmctls() {
+        let args = |line: &str| {
+            let line = line.split_whitespace();
+            let args = Args::try_parse_from(["vmmctl"].into_iter().chain(line)).unwrap();
+            match args.command {
+                Cli::Ssh(ssh) => (args.vm, ssh.args.join(OsStr::new(" "))),
+                other => panic!("{other:?}"),
+            }
+        };
+        for (line, behind) in [
+            ("ssh", ""),
+            ("ssh -- uname -a", "uname -a"),
+            ("ssh -l web -- ls --help", "-l web -- ls --help"),
+            (
+                "ssh -v web@ ls --json -h --vm x",
+                "-v web@ ls --json -h --vm x",
+            ),
+            ("ssh -tL80:a:80", "-tL80:a:80"),
+        ] {
+            assert_eq!(args(line), (None, behind.into()), "{line}");
+        }
+        let vm = Some("a".to_owned());
+        assert_eq!(args("--vm a ssh id"), (vm.clone(), "id".into()));
+        assert_eq!(args("ssh --vm a id"), (vm, "id".into()));
     }
 
     #[test]

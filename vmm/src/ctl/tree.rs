@@ -124,15 +124,15 @@ impl Tree {
         let dir = self.enter(above)?;
         vacant(&dir, last, overwrite)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let working = format!(".vmmctl-{}-{number}.part", std::process::id());
+        let unfinished = format!(".vmmctl-{}-{number}.part", std::process::id());
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         // Who else may read or write it is for the umask to say; nobody gets
         // the rights of its owner by running it.
         let mode = if executable { 0o777 } else { 0o666 };
-        let file = fs::openat(&dir, &working, flags, Mode::from_raw_mode(mode))?;
+        let file = fs::openat(&dir, &unfinished, flags, Mode::from_raw_mode(mode))?;
         Ok(Partial {
             dir,
-            working: working.into(),
+            unfinished: unfinished.into(),
             name: last.to_owned(),
             file: file.into(),
             overwrite,
@@ -208,7 +208,8 @@ fn vacant(dir: &OwnedFd, name: &OsStr, overwrite: bool) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Partial {
     dir: OwnedFd,
-    working: OsString,
+    /// What it is called meanwhile.
+    unfinished: OsString,
     name: OsString,
     file: File,
     overwrite: bool,
@@ -218,7 +219,7 @@ pub struct Partial {
 impl Partial {
     /// All of it is there: gives it its name.
     pub fn keep(mut self) -> io::Result<()> {
-        let (dir, from, to) = (&self.dir, &self.working, &self.name);
+        let (dir, from, to) = (&self.dir, &self.unfinished, &self.name);
         if self.overwrite {
             fs::renameat(dir, from, dir, to)?;
             self.kept = true;
@@ -252,7 +253,7 @@ impl Write for Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.kept {
-            let _ = fs::unlinkat(&self.dir, &self.working, AtFlags::empty());
+            let _ = fs::unlinkat(&self.dir, &self.unfinished, AtFlags::empty());
         }
     }
 }

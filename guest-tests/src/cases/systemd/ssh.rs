@@ -182,12 +182,9 @@ pub(super) fn shell(context: &Context) -> Outcome {
     guest
         .vm
         .sh_ok("systemctl daemon-reload && systemctl start sshd-vsock.socket")?;
-    let unit = "cat /proc/self/cgroup";
-    let output = guest.ssh(&[unit]).output()?;
-    ensure!(
-        output.status.success() && text(&output.stdout).contains("sshd-vsock@"),
-        "through the documented units: {output:?}"
-    );
+    let whence = "systemctl show -P FragmentPath sshd-vsock.socket";
+    let output = guest.ssh(&["--", whence]).output()?;
+    expect(&output, 0, "/etc/systemd/system/sshd-vsock.socket\n")?;
     let failed = guest.vm.sh_ok("systemctl --failed --no-legend --plain")?;
     ensure!(failed.is_empty(), "units have failed: {failed}");
     guest.end()

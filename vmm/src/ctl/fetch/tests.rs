@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use super::*;
 use crate::ctl::tar::tests::{archive, header, padded};
@@ -27,10 +28,7 @@ impl Place {
             tree: Tree::open(&dir).unwrap(),
             dir,
             overwrite,
-            running: Running {
-                child: Arc::default(),
-                stop: Arc::default(),
-            },
+            running: Running::default(),
             bar: Bar::new(None, false),
             json: true,
             answers: Vec::new(),
@@ -267,8 +265,7 @@ fn a_program_that_fails_is_told() {
     let stop = fetch.running.clone();
     let ended = thread::spawn(move || {
         thread::sleep(Duration::from_millis(200));
-        stop.stop.store(true, Ordering::Relaxed);
-        stop.kill();
+        stop.stop();
     });
     let mut command = Command::new("sh");
     let half = format!(

@@ -51,14 +51,16 @@ const LATE: Duration = Duration::from_secs(1);
 fn ready(context: &Context) -> Outcome<(Vm, Control)> {
     let (mut vm, control) = boot(context, |setup| setup)?;
     load(&mut vm)?;
-    // 300 MB is the least that newer ones make unless they are told otherwise.
-    vm.sh_ok(
-        "modprobe crc32c_generic; modprobe ext4 && modprobe xfs && \
-         modprobe brd rd_nr=2 rd_size=16384 && mke2fs /dev/ram0 4096 && \
-         { mkfs.xfs --unsupported -q /dev/ram1 2> /dev/null || mkfs.xfs -q /dev/ram1; } && \
-         mkdir /mnt/ext4 /mnt/xfs && \
-         mount -t ext4 /dev/ram0 /mnt/ext4 && mount -t xfs /dev/ram1 /mnt/xfs",
-    )?;
+    // 300 MB is the least that newer mkfs.xfs make unless they are told otherwise.
+    for step in [
+        "modprobe crc32c_generic; modprobe ext4 && modprobe xfs",
+        "modprobe brd rd_nr=2 rd_size=16384 && mke2fs /dev/ram0 4096",
+        "mkfs.xfs --unsupported -q /dev/ram1 2> /dev/null || mkfs.xfs -q /dev/ram1",
+        "mkdir /mnt/ext4 /mnt/xfs && mount -t ext4 /dev/ram0 /mnt/ext4 && \
+         mount -t xfs /dev/ram1 /mnt/xfs",
+    ] {
+        vm.sh_ok(step)?;
+    }
     vm.sh_ok("hv_vss_daemon")?;
     control.until_ready(&["vss"], READY)?;
     for system in ["ext4", "xfs"] {

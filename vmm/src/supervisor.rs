@@ -27,7 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::server::ApiServer;
-use crate::api::socket::{ControlSocket, SocketError};
+use crate::api::socket::{ControlSocket, SocketError, VSOCK};
 use crate::api::types::{ApiError, BusStatus, PowerAction, VmState, VmStatus};
 use crate::api::{Call, CallSender, Op};
 use crate::boot::BootSource;
@@ -45,7 +45,8 @@ use crate::services;
 use crate::sys;
 use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
-use crate::vsock::VsockSettings;
+use crate::vsock::registry::Registry;
+use crate::vsock::{SocketSettings, VsockSettings};
 
 /// Crash reports of one machine that are taken: a crash kernel may crash too,
 /// but nobody needs the thousandth report of a guest that has nothing else to do.
@@ -86,14 +87,14 @@ pub enum Error {
 }
 
 /// Runs a guest to its end and returns the exit code.
-pub fn run(args: &Args) -> Result<u8, Error> {
+pub fn run(args: &Args, registry: Registry) -> Result<u8, Error> {
     let log = match &args.event_log {
         None => EventHub::none(),
         Some(target) => {
             EventHub::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
         }
     };
-    let result = Supervisor::new(args, &log).and_then(|mut supervisor| {
+    let result = Supervisor::new(args, registry, &log).and_then(|mut supervisor| {
         let code = supervisor.run();
         if let Ok(code) = code {
             // Before the API goes, so that who follows the events sees the end.
@@ -158,7 +159,7 @@ enum End {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(args: &'a Args, log: &EventHub) -> Result<Self, Error> {
+    fn new(args: &'a Args, registry: Registry, log: &EventHub) -> Result<Self, Error> {
         let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &args.cmdline)
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
@@ -184,7 +185,10 @@ impl<'a> Supervisor<'a> {
         let mut bus = BusSettings {
             max_version: args.vmbus_version,
             services: args.ic,
-            vsock: None,
+            sockets: SocketSettings {
+                listener: Err("it was not bound".into()),
+                registry: Arc::new(Mutex::new(registry)),
+            },
             items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
             devices: args.device.clone(),
             trace,
@@ -208,19 +212,22 @@ impl<'a> Supervisor<'a> {
             .name
             .clone()
             .unwrap_or_else(|| format!("vm-{}", std::process::id()));
-        let (listener, socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
+        let (listener, mut socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
         log::info!("control socket: {}", socket.path().display());
-        let mut vsock = None;
-        if args.ic.contains(ServiceKind::Vsock) {
-            let (listener, bound) = bind_vsock(args.vsock.as_deref(), socket.path())?;
-            let path = bound.path().to_owned();
-            bus.vsock = Some(Arc::new(VsockSettings::new(
-                listener,
-                path,
-                args.cpus.get(),
-            )?));
-            vsock = Some(bound);
-        }
+        let vsock = match bind_vsock(args.vsock.as_deref(), &mut socket) {
+            Ok((listener, bound)) => {
+                let path = bound.path().to_owned();
+                let settings = VsockSettings::new(listener, path, args.cpus.get())?;
+                bus.sockets.listener = Ok(Arc::new(settings));
+                Some(bound)
+            }
+            // It could be enabled later; that it could not then is told then.
+            Err(error) if args.vsock.is_none() && !args.ic.contains(ServiceKind::Vsock) => {
+                bus.sockets.listener = Err(error.to_string());
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (queue, calls) = unbounded();
         let sender = CallSender {
@@ -403,7 +410,9 @@ impl<'a> Supervisor<'a> {
             }
             Op::SetService(name, enabled) => {
                 // Remembered for the time after a reset.
-                if let Ok(service) = services::find(name) {
+                if let Ok(service) = services::find(name)
+                    && (service != ServiceKind::Vsock || self.bus.sockets.listener.is_ok())
+                {
                     let set = self.bus.services;
                     self.bus.services = if *enabled {
                         set.with(service)
@@ -485,11 +494,10 @@ impl<'a> Supervisor<'a> {
             },
             health: String::new(),
             vmbus: BusStatus::default(),
-            vsock: self
-                .bus
-                .vsock
-                .as_ref()
-                .map(|vsock| vsock.path().display().to_string()),
+            vsock: match &self.bus.sockets.listener {
+                Ok(vsock) => Some(vsock.path().display().to_string()),
+                Err(_) => None,
+            },
             services: Vec::new(),
         }
     }
@@ -589,11 +597,17 @@ fn watch(epoll: &Epoll, operation: ControlOperation, fd: RawFd, token: u64) -> i
 /// The socket for Hyper-V sockets: where the user wants it, else beside the API's.
 fn bind_vsock(
     path: Option<&Path>,
-    api: &Path,
+    api: &mut ControlSocket,
 ) -> Result<(UnixListener, ControlSocket), SocketError> {
-    let beside = || api.with_file_name("vsock.sock");
-    let path = path.map_or_else(beside, Path::to_owned);
-    ControlSocket::bind_at("--vsock", &path)
+    let Some(path) = path else {
+        return ControlSocket::bind_at("--vsock", &api.path().with_file_name(VSOCK));
+    };
+    let bound = ControlSocket::bind_at("--vsock", path)?;
+    // Who knows the VM's name finds it here.
+    if let Err(error) = api.link(VSOCK, path) {
+        log::warn!("--vsock: no link to it beside the control socket: {error}");
+    }
+    Ok(bound)
 }
 
 /// The signals that are ours, as something that epoll can wait for.

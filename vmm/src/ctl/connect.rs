@@ -4,43 +4,28 @@
 use std::io::{self, Read, Write, stdin, stdout};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 
 use super::CtlError;
 use super::client::Client;
 use crate::api::types::VmStatus;
+use crate::hvsocket;
 
-/// More than any answer is long.
-const MAX_ANSWER: usize = 200;
-
-/// Connects to a service of the guest, by port or GUID.
+/// Connects to a service of the guest, by port, GUID or registered name.
 pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
     let status: VmStatus = serde_json::from_value(vm.get("/v1/vm")?)
         .map_err(|error| CtlError::Protocol(error.to_string()))?;
-    let path = status.vsock.ok_or_else(|| {
-        CtlError::Refused("this VM has no Hyper-V sockets: vsock is not in its --ic".into())
-    })?;
-    let mut stream = UnixStream::connect(path)?;
-    writeln!(stream, "CONNECT {service}")?;
-    let answer = answer(&mut stream)?;
-    if answer.starts_with("OK ") {
-        return Ok(stream);
-    }
-    let why = answer.strip_prefix("ERR ").unwrap_or("the VM ended");
-    Err(CtlError::Refused(format!("{service}: {}", why.trim_end())))
-}
-
-/// A line, and nothing of what follows it.
-fn answer(stream: &mut UnixStream) -> io::Result<String> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while line.len() < MAX_ANSWER && stream.read(&mut byte)? == 1 {
-        line.extend(byte);
-        if byte == *b"\n" {
-            break;
+    let path = status
+        .vsock
+        .ok_or_else(|| CtlError::Refused("this VM has no socket for Hyper-V sockets".into()))?;
+    hvsocket::connect_at(Path::new(&path), service).map_err(|error| match error.kind() {
+        // Not of the system's, which has no words with it.
+        io::ErrorKind::ConnectionRefused if error.get_ref().is_some() => {
+            CtlError::Refused(format!("{service}: {error}"))
         }
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+        _ => error.into(),
+    })
 }
 
 /// Copies both ways until the guest ends its direction.

@@ -6,6 +6,7 @@ pub mod client;
 pub mod commands;
 pub mod connect;
 pub mod cp;
+pub mod hvsocket;
 pub mod kvp;
 mod show;
 pub mod vss;

@@ -14,6 +14,7 @@
 //! | `synic` | MSRs, hypercalls, message slots, event flags |
 //! | `kvp`, `vss`, `fcopy` | a whole service on the bus, through the mock guest |
 //! | `service_replies` | what parses their answers; its input is one |
+//! | `hvsock` | Hyper-V sockets on the bus, through the mock guest |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 
 // A fuzz target panics when something is wrong: that is its purpose.
@@ -26,6 +27,7 @@
 )]
 
 pub mod control;
+pub mod hvsock;
 pub mod image;
 pub mod ring;
 pub mod service;

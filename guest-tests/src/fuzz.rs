@@ -18,7 +18,7 @@ const LAYER: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
-pub const TARGETS: [&str; 8] = [
+pub const TARGETS: [&str; 9] = [
     "control_messages",
     "ring",
     "synic",
@@ -27,6 +27,7 @@ pub const TARGETS: [&str; 8] = [
     "vss",
     "fcopy",
     "service_replies",
+    "hvsock",
 ];
 
 /// What makes the compiler count what is reached.

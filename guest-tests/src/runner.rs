@@ -23,7 +23,7 @@ use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::{say, step};
 use crate::tools::CURL;
-use crate::{build, kernels, paths, rootfs};
+use crate::{build, examples, kernels, paths, rootfs};
 use plan::Run;
 pub use plan::Wish;
 
@@ -70,6 +70,9 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
     if runs.iter().any(|run| run.case.name == "api-curl") {
         CURL.require()?;
+    }
+    if runs.iter().any(|run| run.case.name == "vsock-examples") {
+        examples::prepare()?;
     }
     step(
         &format!("preparing the images of {}", names.join(", ")),

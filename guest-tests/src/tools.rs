@@ -63,6 +63,13 @@ pub const CURL: Tool = Tool {
     why: "to try the documentation's examples",
 };
 
+/// Talks to Hyper-V sockets, as the documentation has it.
+pub const SOCAT: Tool = Tool {
+    name: "socat",
+    package: "socat",
+    why: "to try the documentation's examples",
+};
+
 /// Compiles libFuzzer.
 pub const CXX: Tool = Tool {
     name: "c++",

@@ -182,18 +182,6 @@ impl<'a> Supervisor<'a> {
                 Some(trace.map_err(|error| Error::Trace(path.clone(), error))?)
             }
         };
-        let mut bus = BusSettings {
-            max_version: args.vmbus_version,
-            services: args.ic,
-            sockets: SocketSettings {
-                listener: Err("it was not bound".into()),
-                registry: Arc::new(Mutex::new(registry)),
-            },
-            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
-            devices: args.device.clone(),
-            trace,
-            hub: log.clone(),
-        };
         let bells = Bells::new()?;
         let epoll = Epoll::new()?;
         let signals = signal_pipe()?;
@@ -214,19 +202,15 @@ impl<'a> Supervisor<'a> {
             .unwrap_or_else(|| format!("vm-{}", std::process::id()));
         let (listener, mut socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
         log::info!("control socket: {}", socket.path().display());
-        let vsock = match bind_vsock(args.vsock.as_deref(), &mut socket) {
-            Ok((listener, bound)) => {
-                let path = bound.path().to_owned();
-                let settings = VsockSettings::new(listener, path, args.cpus.get())?;
-                bus.sockets.listener = Ok(Arc::new(settings));
-                Some(bound)
-            }
-            // It could be enabled later; that it could not then is told then.
-            Err(error) if args.vsock.is_none() && !args.ic.contains(ServiceKind::Vsock) => {
-                bus.sockets.listener = Err(error.to_string());
-                None
-            }
-            Err(error) => return Err(error.into()),
+        let (sockets, vsock) = open_sockets(args, registry, &mut socket)?;
+        let bus = BusSettings {
+            max_version: args.vmbus_version,
+            services: args.ic,
+            sockets,
+            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
+            devices: args.device.clone(),
+            trace,
+            hub: log.clone(),
         };
         let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (queue, calls) = unbounded();
@@ -592,6 +576,28 @@ impl<'a> Supervisor<'a> {
 
 fn watch(epoll: &Epoll, operation: ControlOperation, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// What there is for Hyper-V sockets. They can be enabled later, so their socket is
+/// bound in any case.
+fn open_sockets(
+    args: &Args,
+    registry: Registry,
+    api: &mut ControlSocket,
+) -> Result<(SocketSettings, Option<ControlSocket>), Error> {
+    let wanted = args.vsock.is_some() || args.ic.contains(ServiceKind::Vsock);
+    let (listener, vsock) = match bind_vsock(args.vsock.as_deref(), api) {
+        Ok((listener, bound)) => {
+            let path = bound.path().to_owned();
+            let settings = VsockSettings::new(listener, path, args.cpus.get())?;
+            (Ok(Arc::new(settings)), Some(bound))
+        }
+        Err(error) if wanted => return Err(error.into()),
+        // It is told when somebody enables them.
+        Err(error) => (Err(error.to_string()), None),
+    };
+    let registry = Arc::new(Mutex::new(registry));
+    Ok((SocketSettings { listener, registry }, vsock))
 }
 
 /// The socket for Hyper-V sockets: where the user wants it, else beside the API's.

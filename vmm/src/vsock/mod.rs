@@ -246,7 +246,7 @@ impl Vsock {
             }
             Some(End::Greeting(greeting)) => match greeting.hear() {
                 Heard::NotYet => {}
-                Heard::Nonsense => self.dismiss(id, "expected CONNECT PORT or CONNECT GUID"),
+                Heard::Nonsense => self.dismiss(id, "expected CONNECT and a port, GUID or name"),
                 Heard::Gone => self.dismiss(id, ""),
                 Heard::Connect(wanted) => match self.resolve(wanted) {
                     Ok(service) => self.connect(host, now, id, service, gone),

@@ -15,6 +15,7 @@
 //! | `kvp`, `vss`, `fcopy` | a whole service on the bus, through the mock guest |
 //! | `service_replies` | what parses their answers; its input is one |
 //! | `tar` | what reads the archive that a guest sends; its input is one |
+//! | `hvsock` | Hyper-V sockets on the bus, through the mock guest |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 
 // A fuzz target panics when something is wrong: that is its purpose.
@@ -27,6 +28,7 @@
 )]
 
 pub mod control;
+pub mod hvsock;
 pub mod image;
 pub mod ring;
 pub mod service;

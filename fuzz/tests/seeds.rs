@@ -52,6 +52,12 @@ fn synic() {
 }
 
 #[test]
+fn hvsock() {
+    use vmbus_fuzz::hvsock::{run, seeds};
+    write_and_run("hvsock", seeds(), run);
+}
+
+#[test]
 fn services() {
     use vmbus_fuzz::service::{run_fcopy, run_kvp, run_vss, seeds};
     write_and_run("kvp", seeds(), run_kvp);

@@ -116,6 +116,25 @@ impl Release {
         newest
     }
 
+    /// Downloads a package with all that it needs, and unpacks them.
+    pub fn unpack_all(&self, package: &str, into: &Path) -> Result<()> {
+        let dir = into.with_extension("archives");
+        paths::fresh(&dir.join("partial"))?;
+        let mut command = self.apt("apt-get");
+        let archives = format!("Dir::Cache::Archives={}", dir.display());
+        command.args(["-q", "-y", "--download-only", "--no-install-recommends"]);
+        command.args(["-o", &archives, "install", package]);
+        output_of(LAYER, &mut command)?;
+        for deb in fs::read_dir(&dir).context(LAYER, dir.display())? {
+            let deb = deb.context(LAYER, dir.display())?.path();
+            if deb.extension().is_some_and(|end| end == "deb") {
+                let mut unpack = Command::new("dpkg-deb");
+                output_of(LAYER, unpack.arg("-x").arg(&deb).arg(into))?;
+            }
+        }
+        fs::remove_dir_all(&dir).context(LAYER, dir.display())
+    }
+
     /// Downloads the newest version of a package.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
         let dir = paths::unfinished(&self.dir.join("download"))?;

@@ -15,6 +15,15 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the agent as a static program and gives its path.
 pub fn agent() -> Result<PathBuf> {
+    for_guests(&["--bins"]).map(|dir| dir.join("guest-agent"))
+}
+
+/// Builds an example of the agent's package in the same way.
+pub fn guest_example(name: &str) -> Result<PathBuf> {
+    for_guests(&["--example", name]).map(|dir| dir.join("examples").join(name))
+}
+
+fn for_guests(what: &[&str]) -> Result<PathBuf> {
     // Of its own, since other flags would rebuild everything each time.
     let target = paths::target().join("guest-agent");
     let mut command = cargo();
@@ -28,6 +37,7 @@ pub fn agent() -> Result<PathBuf> {
             "--target",
             TRIPLE,
         ])
+        .args(what)
         .arg("--target-dir")
         .arg(&target)
         .env(
@@ -36,23 +46,26 @@ pub fn agent() -> Result<PathBuf> {
         )
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     run(command)?;
-    Ok(target.join(TRIPLE).join("guest/guest-agent"))
+    Ok(target.join(TRIPLE).join("guest"))
 }
 
 /// Builds a program of the workspace for use in guest tests and gives its path.
 pub fn program(package: &str, name: &str) -> Result<PathBuf> {
-    let mut command = cargo();
-    command.args([
-        "build",
-        "--package",
-        package,
-        "--bin",
-        name,
-        "--profile",
-        "guest",
-    ]);
-    run(command)?;
+    build(package, ["--bin", name])?;
     Ok(paths::target().join("guest").join(name))
+}
+
+/// Builds an example of the workspace next to those, under `examples`.
+pub fn example(package: &str, name: &str) -> Result<()> {
+    build(package, ["--example", name])
+}
+
+fn build(package: &str, what: [&str; 2]) -> Result<()> {
+    let mut command = cargo();
+    command
+        .args(["build", "--package", package, "--profile", "guest"])
+        .args(what);
+    run(command)
 }
 
 /// Cargo in our workspace, as the one that runs us would be called by a user.

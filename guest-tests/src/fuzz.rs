@@ -18,7 +18,7 @@ const LAYER: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
-pub const TARGETS: [&str; 9] = [
+pub const TARGETS: [&str; 10] = [
     "control_messages",
     "ring",
     "synic",
@@ -28,6 +28,7 @@ pub const TARGETS: [&str; 9] = [
     "fcopy",
     "service_replies",
     "tar",
+    "hvsock",
 ];
 
 /// What makes the compiler count what is reached.

@@ -21,6 +21,7 @@ pub mod daemons;
 pub mod demo;
 pub mod elf;
 pub mod error;
+pub mod examples;
 pub mod exec;
 pub mod forward;
 pub mod fuzz;

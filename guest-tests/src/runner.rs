@@ -23,7 +23,7 @@ use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::{say, step};
 use crate::tools::{CURL, SSH};
-use crate::{build, kernels, paths, rootfs};
+use crate::{build, examples, kernels, paths, rootfs};
 use plan::Run;
 pub use plan::Wish;
 
@@ -74,6 +74,9 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let with_ssh = ["systemd-ssh", "systemd-cp", "ssh-none"];
     if runs.iter().any(|run| with_ssh.contains(&run.case.name)) {
         SSH.require()?;
+    }
+    if runs.iter().any(|run| run.case.name == "vsock-examples") {
+        examples::prepare()?;
     }
     step(
         &format!("preparing the images of {}", names.join(", ")),

@@ -70,6 +70,13 @@ pub const SSH: Tool = Tool {
     why: "to try vmmctl ssh",
 };
 
+/// Talks to Hyper-V sockets, as the documentation has it.
+pub const SOCAT: Tool = Tool {
+    name: "socat",
+    package: "socat",
+    why: "to try the documentation's examples",
+};
+
 /// Compiles libFuzzer.
 pub const CXX: Tool = Tool {
     name: "c++",

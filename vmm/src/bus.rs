@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use ics_devices::ServiceSet;
+use ics_devices::{ServiceKind, ServiceSet};
 use vmbus::bus::{Action, BusConfig};
 use vmbus::host::{EchoDevice, Host};
 use vmbus::synic::{SynicError, VMBUS_MESSAGE_TYPE};
@@ -27,8 +27,8 @@ use vmbus::wire::{ProtocolVersion, Relid};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::types::{BusStatus, VmState, VmStatus, answer};
-use crate::api::{Call, Reply};
+use crate::api::types::{BusStatus, ServiceEntry, VmState, VmStatus, answer};
+use crate::api::{Call, Op, Reply};
 use crate::cli::TestDevice;
 use crate::cpu::vcpu::EventSender;
 use crate::events::EventHub;
@@ -37,7 +37,7 @@ use crate::memory::GuestMemory;
 use crate::services::Services;
 use crate::services::data::{Data, Items};
 use crate::trace::Trace;
-use crate::vsock::{Vsock, VsockSettings};
+use crate::vsock::{SocketSettings, Sockets};
 
 /// Something that other threads want of the bus.
 #[derive(Debug)]
@@ -69,8 +69,8 @@ pub struct BusSettings {
     pub max_version: ProtocolVersion,
     /// Services to offer.
     pub services: ServiceSet,
-    /// Where Hyper-V sockets end, if the guest is to have them.
-    pub vsock: Option<Arc<VsockSettings>>,
+    /// Where Hyper-V sockets end, and the names of their services.
+    pub sockets: SocketSettings,
     /// Items of the host's for the guest; what is changed stays for the next
     /// machine.
     pub items: Items,
@@ -118,10 +118,14 @@ impl BusThread {
         }
         let data = Data::new(Arc::clone(&settings.items), Arc::clone(&call_bell));
         let services = settings.services;
-        let vsock = settings.vsock.as_ref().map(|settings| {
-            Vsock::start(Arc::clone(settings), Arc::clone(&epoll), LISTENER, SOCKETS)
-        });
         let hub = settings.hub.clone();
+        let sockets = Sockets::start(
+            &settings.sockets,
+            services.contains(ServiceKind::Vsock),
+            &epoll,
+            (LISTENER, SOCKETS),
+            hub.clone(),
+        )?;
         let bus = Loop {
             host,
             services: Services::new(services, Arc::clone(&hyperv), hub, data),
@@ -131,7 +135,7 @@ impl BusThread {
             call_bell: Arc::clone(&call_bell),
             epoll,
             channels: BTreeMap::new(),
-            vsock: vsock.transpose()?,
+            sockets,
             test_devices: settings.devices.iter().map(Offered::new).collect(),
             trace: settings.trace.clone(),
             traced: false,
@@ -188,7 +192,7 @@ struct Loop {
     epoll: Arc<Epoll>,
     /// The eventfds of open channels.
     channels: BTreeMap<Relid, Bound>,
-    vsock: Option<Vsock>,
+    sockets: Sockets,
     test_devices: Vec<Offered>,
     trace: Trace,
     traced: bool,
@@ -224,7 +228,7 @@ impl Loop {
                         }
                         self.hyperv.end_of_message(self.cpus);
                     }
-                    LISTENER => self.vsock.iter_mut().for_each(Vsock::accept),
+                    LISTENER => self.sockets.accept(),
                     token if token >= SOCKETS => self.socket(token, event.event_set()),
                     channel => self.channel(channel),
                 }
@@ -287,12 +291,10 @@ impl Loop {
         while let Ok(call) = self.calls.try_recv() {
             let now = self.now();
             match call {
-                BusCall::Service(Call { op, reply }) => {
-                    self.services.call(&mut self.host, now, op, reply);
-                }
+                BusCall::Service(call) => self.call(now, call),
                 BusCall::Status(mut status, reply) => {
                     status.health = self.services.health(&self.host).name().into();
-                    status.services = self.services.list(&self.host, now);
+                    status.services = self.list(now);
                     status.vmbus = self.status();
                     if self.services.is_stopping() && status.state == VmState::Running {
                         status.state = VmState::Stopping;
@@ -304,6 +306,21 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn call(&mut self, now: Duration, call: Call) {
+        match self.sockets.call(&mut self.host, now, call) {
+            None => {}
+            Some(call) if call.op == Op::Services => call.reply.send(answer(&self.list(now))),
+            Some(Call { op, reply }) => self.services.call(&mut self.host, now, op, reply),
+        }
+    }
+
+    /// The services and, last, the sockets.
+    fn list(&self, now: Duration) -> Vec<ServiceEntry> {
+        let mut all = self.services.list(&self.host, now);
+        all.push(self.sockets.entry(&self.host));
+        all
     }
 
     fn status(&self) -> BusStatus {
@@ -319,9 +336,7 @@ impl Loop {
 
     fn socket(&mut self, token: u64, events: EventSet) {
         let now = self.now();
-        if let Some(vsock) = &mut self.vsock {
-            vsock.event(&mut self.host, now, token, events);
-        }
+        self.sockets.event(&mut self.host, now, token, events);
     }
 
     fn channel(&mut self, token: u64) {
@@ -344,6 +359,7 @@ impl Loop {
     fn do_actions(&mut self) {
         let now = self.now();
         self.services.settle(&mut self.host, now);
+        self.sockets.tell(&self.host, now);
         while let Some(action) = self.host.poll_action() {
             match action {
                 Action::DiscardMessages => self.hyperv.discard_messages(),
@@ -381,15 +397,13 @@ impl Loop {
                 Action::ChannelReleased { relid } => {
                     log::debug!("{relid} released");
                     // The number may be in use again.
-                    let free = self.host.channel_state(relid).is_none();
-                    if let Some(vsock) = self.vsock.as_mut().filter(|_| free) {
-                        vsock.released(relid);
+                    if self.host.channel_state(relid).is_none() {
+                        self.sockets.released(relid);
                     }
                 }
-                Action::ConnectRequest(request) => match &mut self.vsock {
-                    Some(vsock) => vsock.request(&mut self.host, now, &request),
-                    None => self.host.refuse_connect(now, &request),
-                },
+                Action::ConnectRequest(request) => {
+                    self.sockets.request(&mut self.host, now, &request);
+                }
                 Action::SessionStarted { version } => {
                     log::info!("VMBus: connected, version {version}");
                     self.services.session_started();

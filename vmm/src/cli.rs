@@ -9,15 +9,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
 
 use ics_devices::kvp::{Key, Value};
 use ics_devices::{ServiceSet, ServiceSetError};
-use vmbus::wire::ProtocolVersion;
+use vmbus::wire::{Guid, ProtocolVersion};
 
 use crate::api::socket;
 use crate::hyperv::SynicMode;
 use crate::ssh_key::KeyFile;
+use crate::vsock::registry::{NameError, Registry, ServiceName, parse_service};
 
 /// A number that no machine needs more of; KVM has its own, lower limit.
 const MAX_CPUS: u32 = 4096;
@@ -99,6 +100,10 @@ pub struct Args {
     /// Unix socket for Hyper-V sockets [default: vsock.sock beside the control socket]
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<PathBuf>,
+
+    /// A friendly name for a service on Hyper-V sockets, by GUID or port. May be given several times
+    #[arg(long, value_name = "GUID=NAME|PORT=NAME", value_parser = named_service, allow_hyphen_values = true)]
+    pub hvsocket: Vec<(Guid, ServiceName)>,
 
     /// Integration services to offer: heartbeat, shutdown, timesync, kvp, vss, fcopy, vsock; all,
     /// none, or a change such as +fcopy
@@ -235,6 +240,14 @@ impl Args {
         self.log_level.max(verbose)
     }
 
+    /// What `--hvsocket` names; a usage error if two of them do not go together.
+    pub fn registry(&self) -> Result<Registry, clap::Error> {
+        Registry::of(&self.hvsocket).map_err(|error| {
+            let message = format!("invalid value for '--hvsocket': {error}\n");
+            Self::command().error(ErrorKind::ValueValidation, message)
+        })
+    }
+
     /// The SynIC that has to be used, if the user has a preference.
     pub fn wanted_synic(&self) -> Option<SynicMode> {
         match self.synic {
@@ -318,6 +331,14 @@ fn item(text: &str) -> Result<(Key, Value), String> {
     };
     let value = Value::text(&value).map_err(|error| error.to_string())?;
     Ok((key, value))
+}
+
+fn named_service(text: &str) -> Result<(Guid, ServiceName), String> {
+    let (service, name) = text
+        .split_once('=')
+        .ok_or("expected GUID=NAME or PORT=NAME, as 5000=echo")?;
+    let name = name.parse().map_err(|error: NameError| error.to_string())?;
+    Ok((parse_service(service)?, name))
 }
 
 fn vmbus_version(text: &str) -> Result<ProtocolVersion, String> {
@@ -462,7 +483,6 @@ pub mod exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(args: &[&str]) -> Result<Args, String> {
         let line = ["vmm", "--kernel", "k"].iter().chain(args);
@@ -527,6 +547,26 @@ mod tests {
         assert_eq!(args.on_crash, Action::Continue);
         assert!(parse(&["--on-reset", "continue"]).is_err());
         assert!(parse(&["--on-reset", "exit:256"]).is_err());
+    }
+
+    #[test]
+    fn services_are_named_once() {
+        let names = |args: &[&str]| {
+            let args = args.iter().flat_map(|arg| ["--hvsocket", arg]);
+            parse(&args.collect::<Vec<_>>())
+        };
+        let args = names(&["5000=echo", "0000138a-facb-11e6-bd58-64006a7986d3=log"]).unwrap();
+        assert_eq!(args.registry().unwrap().iter().count(), 2);
+        for bad in ["5000", "5000=", "x=y", "5000=a/b", "=x", "-1=x"] {
+            let error = names(&[bad]).unwrap_err();
+            assert!(error.contains("--hvsocket"), "{bad}: {error}");
+        }
+        let twice = names(&["1=x", "2=x"]).unwrap().registry().unwrap_err();
+        assert!(
+            twice
+                .to_string()
+                .contains("--hvsocket': the name 'x' is taken")
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@
 //!        ├─ bus ── the bus thread: VMBus and what is on it
 //!        └─ devices ── COM1, clock, power
 //! ```
+//!
+//! [`hvsocket`] is for other programs of the host: those that talk to guests.
 
 pub mod acpi;
 pub mod api;
@@ -26,6 +28,7 @@ pub mod ctl;
 pub mod devices;
 pub mod events;
 pub mod feed;
+pub mod hvsocket;
 pub mod hyperv;
 mod input;
 pub mod kvm;

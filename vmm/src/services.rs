@@ -30,7 +30,7 @@ use crate::hyperv::Hyperv;
 use crate::memory::GuestMemory;
 use data::Data;
 
-/// The services that exist so far.
+/// The services that have a channel.
 pub const AVAILABLE: [Service; 6] = Service::ALL;
 /// How long the guest may take to accept a new time.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
@@ -143,7 +143,6 @@ impl Services {
     pub fn call(&mut self, host: &mut Bus, now: Duration, op: Op, reply: Reply) {
         match op {
             Op::Power(body) => self.shutdown(host, now, &body, reply),
-            Op::Services => reply.send(answer(&self.list(host, now))),
             Op::SetService(name, enabled) => {
                 reply.send(self.set_enabled(host, now, &name, enabled));
             }
@@ -153,7 +152,10 @@ impl Services {
             Op::Vss(request) => self.vss(host, now, request, reply),
             Op::VssState => reply.send(self.vss_state(host, now)),
             Op::Copy(file) => self.copy(host, now, file, reply),
-            Op::Status => reply.send(Err(ApiError::bad_request("not for the services"))),
+            // The bus has done these.
+            Op::Status | Op::Services | Op::Hvsocket(_) => {
+                reply.send(Err(ApiError::bad_request("not for the services")));
+            }
         }
     }
 
@@ -219,7 +221,9 @@ impl Services {
     }
 
     fn set_enabled(&mut self, host: &mut Bus, now: Duration, name: &str, on: bool) -> Answer {
-        let service = find(name)?;
+        let ServiceKind::Ic(service) = find(name)? else {
+            return Err(ApiError::bad_request("not for the services"));
+        };
         if service == Service::Vss && !on && is_frozen(host) {
             let message = "vss: the guest's file systems are frozen, and thawing them needs it";
             return Err(ApiError::new(409, "busy", "host", message));
@@ -413,17 +417,9 @@ fn is_frozen(host: &Bus) -> bool {
 }
 
 /// The service that a client names.
-pub fn find(name: &str) -> Result<Service, ApiError> {
-    match name.parse::<ServiceKind>() {
-        Ok(ServiceKind::Ic(service)) if AVAILABLE.contains(&service) => Ok(service),
-        Ok(kind) => Err(ApiError::new(
-            501,
-            "unsupported",
-            "host",
-            format!("{} is not there yet", kind.name()),
-        )),
-        Err(error) => Err(ApiError::new(404, "not-found", "host", error.to_string())),
-    }
+pub fn find(name: &str) -> Result<ServiceKind, ApiError> {
+    name.parse::<ServiceKind>()
+        .map_err(|error| ApiError::new(404, "not-found", "host", error.to_string()))
 }
 
 fn api_error(service: Service, error: ServiceError) -> ApiError {

@@ -27,7 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::server::ApiServer;
-use crate::api::socket::{ControlSocket, SocketError};
+use crate::api::socket::{ControlSocket, SocketError, VSOCK};
 use crate::api::types::{ApiError, BusStatus, PowerAction, VmState, VmStatus};
 use crate::api::{Call, CallSender, Op};
 use crate::boot::BootSource;
@@ -46,7 +46,8 @@ use crate::ssh_key;
 use crate::sys;
 use crate::terminal::{self, RawMode};
 use crate::trace::Trace;
-use crate::vsock::VsockSettings;
+use crate::vsock::registry::Registry;
+use crate::vsock::{SocketSettings, VsockSettings};
 
 /// Crash reports of one machine that are taken: a crash kernel may crash too,
 /// but nobody needs the thousandth report of a guest that has nothing else to do.
@@ -87,14 +88,14 @@ pub enum Error {
 }
 
 /// Runs a guest to its end and returns the exit code.
-pub fn run(args: &Args) -> Result<u8, Error> {
+pub fn run(args: &Args, registry: Registry) -> Result<u8, Error> {
     let log = match &args.event_log {
         None => EventHub::none(),
         Some(target) => {
             EventHub::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
         }
     };
-    let result = Supervisor::new(args, &log).and_then(|mut supervisor| {
+    let result = Supervisor::new(args, registry, &log).and_then(|mut supervisor| {
         let code = supervisor.run();
         if let Ok(code) = code {
             // Before the API goes, so that who follows the events sees the end.
@@ -159,7 +160,7 @@ enum End {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(args: &'a Args, log: &EventHub) -> Result<Self, Error> {
+    fn new(args: &'a Args, registry: Registry, log: &EventHub) -> Result<Self, Error> {
         let cmdline = ssh_key::cmdline(&args.cmdline, &args.ssh_key);
         let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &cmdline)
             .map_err(MachineError::from)?;
@@ -183,15 +184,6 @@ impl<'a> Supervisor<'a> {
                 trace.map_err(|error| Error::Trace(path.clone(), error))?
             }
         };
-        let mut bus = BusSettings {
-            max_version: args.vmbus_version,
-            services: args.ic,
-            vsock: None,
-            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
-            devices: args.device.clone(),
-            trace,
-            hub: log.clone(),
-        };
         let bells = Bells::new()?;
         let epoll = Epoll::new()?;
         let signals = signal_pipe()?;
@@ -210,19 +202,18 @@ impl<'a> Supervisor<'a> {
             .name
             .clone()
             .unwrap_or_else(|| format!("vm-{}", std::process::id()));
-        let (listener, socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
+        let (listener, mut socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
         log::info!("control socket: {}", socket.path().display());
-        let mut vsock = None;
-        if args.ic.contains(ServiceKind::Vsock) {
-            let (listener, bound) = bind_vsock(args.vsock.as_deref(), socket.path())?;
-            let path = bound.path().to_owned();
-            bus.vsock = Some(Arc::new(VsockSettings::new(
-                listener,
-                path,
-                args.cpus.get(),
-            )?));
-            vsock = Some(bound);
-        }
+        let (sockets, vsock) = open_sockets(args, registry, &mut socket)?;
+        let bus = BusSettings {
+            max_version: args.vmbus_version,
+            services: args.ic,
+            sockets,
+            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
+            devices: args.device.clone(),
+            trace,
+            hub: log.clone(),
+        };
         let call_bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (queue, calls) = unbounded();
         let sender = CallSender {
@@ -402,7 +393,9 @@ impl<'a> Supervisor<'a> {
             Op::Power(_) => return self.power(machine, call),
             Op::SetService(name, enabled) => {
                 // Remembered for the time after a reset.
-                if let Ok(service) = services::find(name) {
+                if let Ok(service) = services::find(name)
+                    && (service != ServiceKind::Vsock || self.bus.sockets.listener.is_ok())
+                {
                     let set = self.bus.services;
                     self.bus.services = if *enabled {
                         set.with(service)
@@ -490,11 +483,10 @@ impl<'a> Supervisor<'a> {
             },
             health: String::new(),
             vmbus: BusStatus::default(),
-            vsock: self
-                .bus
-                .vsock
-                .as_ref()
-                .map(|vsock| vsock.path().display().to_string()),
+            vsock: match &self.bus.sockets.listener {
+                Ok(vsock) => Some(vsock.path().display().to_string()),
+                Err(_) => None,
+            },
             services: Vec::new(),
         }
     }
@@ -591,14 +583,42 @@ fn watch(epoll: &Epoll, operation: ControlOperation, fd: RawFd, token: u64) -> i
     epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, token))
 }
 
+/// What there is for Hyper-V sockets. They can be enabled later, so their socket is
+/// bound in any case.
+fn open_sockets(
+    args: &Args,
+    registry: Registry,
+    api: &mut ControlSocket,
+) -> Result<(SocketSettings, Option<ControlSocket>), Error> {
+    let wanted = args.vsock.is_some() || args.ic.contains(ServiceKind::Vsock);
+    let (listener, vsock) = match bind_vsock(args.vsock.as_deref(), api) {
+        Ok((listener, bound)) => {
+            let path = bound.path().to_owned();
+            let settings = VsockSettings::new(listener, path, args.cpus.get())?;
+            (Ok(Arc::new(settings)), Some(bound))
+        }
+        Err(error) if wanted => return Err(error.into()),
+        // It is told when somebody enables them.
+        Err(error) => (Err(error.to_string()), None),
+    };
+    let registry = Arc::new(Mutex::new(registry));
+    Ok((SocketSettings { listener, registry }, vsock))
+}
+
 /// The socket for Hyper-V sockets: where the user wants it, else beside the API's.
 fn bind_vsock(
     path: Option<&Path>,
-    api: &Path,
+    api: &mut ControlSocket,
 ) -> Result<(UnixListener, ControlSocket), SocketError> {
-    let beside = || api.with_file_name("vsock.sock");
-    let path = path.map_or_else(beside, Path::to_owned);
-    ControlSocket::bind_at("--vsock", &path)
+    let Some(path) = path else {
+        return ControlSocket::bind_at("--vsock", &api.path().with_file_name(VSOCK));
+    };
+    let bound = ControlSocket::bind_at("--vsock", path)?;
+    // Who knows the VM's name finds it here.
+    if let Err(error) = api.link(VSOCK, path) {
+        log::warn!("--vsock: no link to it beside the control socket: {error}");
+    }
+    Ok(bound)
 }
 
 /// The signals that are ours, as something that epoll can wait for.

@@ -19,6 +19,7 @@ use crossbeam_channel::unbounded;
 use ics_devices::{KvpRequest, VssRequest};
 use openapi::{Description, Operation};
 use serde_json::{Value, json};
+use vmbus::hvsock::service_of_port;
 use vmm::api::data::{FileCopy, IpEntry, ItemEntry, ItemList, is_upload, upload};
 use vmm::api::http::Request;
 use vmm::api::pipe::Pipe;
@@ -31,6 +32,7 @@ use vmm::api::{Call, CallSender, Op};
 use vmm::events::{CrashCause, Event, EventHub};
 use vmm::hyperv::{CrashReport, SynicMode};
 use vmm::trace::Trace;
+use vmm::vsock::registry::{HvsocketEntry, HvsocketRequest, RegistryError};
 use vmm_sys_util::eventfd::EventFd;
 
 fn description() -> Description {
@@ -149,7 +151,19 @@ fn answers_are_as_described() {
     for (method, target, body, status) in [
         ("PUT", "/v1/vm/power", json!({"action": "hibernate"}), 502),
         ("PUT", "/v1/vm/power", json!({"action": "explode"}), 400),
-        ("PATCH", "/v1/services/vsock", json!({"enabled": true}), 501),
+        (
+            "PUT",
+            "/v1/hvsocket/services/5000",
+            json!({"name": "taken"}),
+            409,
+        ),
+        (
+            "PUT",
+            "/v1/hvsocket/services/5000",
+            json!({"name": "/"}),
+            400,
+        ),
+        ("DELETE", "/v1/hvsocket/services/6000", json!({}), 404),
         ("PATCH", "/v1/services/lunch", json!({"enabled": true}), 404),
         ("PATCH", "/v1/services/heartbeat", json!({}), 400),
         ("POST", "/v1/files", json!("x"), 400),
@@ -275,6 +289,17 @@ fn service(state: &str) -> ServiceEntry {
     }
 }
 
+fn hvsocket(port: Option<u32>) -> HvsocketEntry {
+    HvsocketEntry {
+        guid: "00001388-facb-11e6-bd58-64006a7986d3".into(),
+        port,
+        name: "echo".into(),
+        listening: port.is_some(),
+        path: port.map(|port| format!("/run/vmm/x/vsock.sock_{port}")),
+        connections: 1,
+    }
+}
+
 /// What a machine would answer.
 fn perform(op: &Op) -> Answer {
     match op {
@@ -319,6 +344,18 @@ fn perform(op: &Op) -> Answer {
         Op::Vss(VssRequest::Thaw) => Ok(json!({"thawed": true, "was_frozen": true})),
         Op::Vss(VssRequest::Freeze { .. }) => Ok(json!({"frozen": true, "max_ms": 10})),
         Op::Copy(file) => Ok(take_file(file)),
+        Op::Hvsocket(HvsocketRequest::List) => answer(&[hvsocket(None), hvsocket(Some(1))]),
+        Op::Hvsocket(HvsocketRequest::Register(_, name)) if name.as_str() == "taken" => {
+            let (name, by) = (name.clone(), service_of_port(1));
+            Err(RegistryError::Taken { name, by }.into())
+        }
+        Op::Hvsocket(HvsocketRequest::Register(..)) => answer(&hvsocket(Some(5000))),
+        Op::Hvsocket(HvsocketRequest::Unregister(service)) => {
+            if *service != service_of_port(5000) {
+                return Err(RegistryError::Unknown(*service).into());
+            }
+            Ok(json!({"done": true}))
+        }
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) fn described() -> Outcome<Description> {
     ))?)
 }
 
+const ECHO: &str = r#"{"name":"echo"}"#;
 fn trace(context: &Context) -> Outcome {
     let described = described()?;
     let (vm, control) = boot_ready(context, |setup| setup)?;
@@ -91,6 +92,14 @@ fn description(context: &Context) -> Outcome {
         ("POST", "/v1/time/sync", "", 409),
         ("GET", "/v1/vm", "", 200),
         ("PATCH", "/v1/services/timesync", r#"{"enabled":true}"#, 200),
+        ("PATCH", "/v1/services/vsock", r#"{"enabled":false}"#, 200),
+        ("PATCH", "/v1/services/vsock", r#"{"enabled":true}"#, 200),
+        ("PUT", "/v1/hvsocket/services/5000", ECHO, 200),
+        ("PUT", "/v1/hvsocket/services/5001", ECHO, 409),
+        ("PUT", "/v1/hvsocket/services/echo", ECHO, 400),
+        ("GET", "/v1/hvsocket/services", "", 200),
+        ("DELETE", "/v1/hvsocket/services/5000", "", 200),
+        ("DELETE", "/v1/hvsocket/services/5000", "", 404),
         ("PATCH", "/v1/services/lunch", r#"{"enabled":true}"#, 404),
         ("POST", "/v1/files?path=/tmp/new", "hello", 409),
         ("POST", "/v1/files?path=name", "hello", 400),

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Hyper-V sockets: streams between the guest's AF_VSOCK and Unix sockets.
 
+mod examples;
+mod service;
+
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -47,6 +51,17 @@ pub(super) const CASES: &[Case] = &[
         no_sshd,
     )
     .once(),
+    Case::new(
+        "vsock-service",
+        "switched off and on at run time, and services called by name",
+        service::run,
+    ),
+    Case::new(
+        "vsock-examples",
+        "the documentation's echo services, in Rust and with socat, on both sides",
+        examples::run,
+    )
+    .once(),
 ];
 
 /// Where the guest's connections to the host go.
@@ -69,7 +84,11 @@ fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
 
 /// The host's service: sends everything back.
 fn serve(path: &Path) -> Outcome {
-    let path = format!("{}_{HOST_PORT}", path.display());
+    serve_as(path, &HOST_PORT.to_string())
+}
+
+fn serve_as(path: &Path, service: &str) -> Outcome {
+    let path = format!("{}_{service}", path.display());
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(path)?;
     thread::spawn(move || {
@@ -91,9 +110,9 @@ fn serve_in_guest(vm: &mut Vm) -> Outcome {
 }
 
 /// Connects to a port of the guest.
-fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
+fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
-    writeln!(stream, "CONNECT {port}")?;
+    writeln!(stream, "CONNECT {service}")?;
     let mut line = String::new();
     // Byte by byte: what follows the line is the stream's.
     let mut byte = [0];

@@ -34,6 +34,7 @@ pub struct Setup<'a> {
     cpus: u32,
     memory: String,
     args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
 }
 
 impl<'a> Setup<'a> {
@@ -47,6 +48,7 @@ impl<'a> Setup<'a> {
             cpus: context.cpus,
             memory: "512M".to_owned(),
             args: Vec::new(),
+            env: Vec::new(),
         }
     }
 
@@ -93,6 +95,13 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// A variable of `vmm`'s environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
     /// The command, not started, and where its event log will be.
     pub fn command(&self) -> (Command, PathBuf) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -112,7 +121,7 @@ impl<'a> Setup<'a> {
         if let Some(synic) = &self.context.synic {
             command.args(["--synic", synic]);
         }
-        command.args(&self.args);
+        command.args(&self.args).envs(self.env.iter().cloned());
         (command, events)
     }
 

@@ -11,6 +11,7 @@
 
 pub mod data;
 pub mod http;
+pub mod hvsocket;
 pub mod pipe;
 pub mod routes;
 pub mod server;

@@ -6,7 +6,9 @@ use serde::de::DeserializeOwned;
 
 use super::data::{self, FileCopy};
 use super::http::Request;
+use super::hvsocket;
 use super::types::{ApiError, PowerBody, ServicePatch};
+use crate::vsock::registry::HvsocketRequest;
 
 /// Something that the API can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub enum Op {
     Vss(VssRequest),
     /// `GET /v1/vss`
     VssState,
+    /// `/v1/hvsocket/services…`
+    Hvsocket(HvsocketRequest),
     /// `POST /v1/files`, while its body comes.
     Copy(FileCopy),
 }
@@ -80,10 +84,13 @@ pub fn route(request: &Request) -> Result<Route, ApiError> {
             });
         }
         (["v1", "trace"], "GET") => return Ok(Route::Stream(Stream::Trace, lines(query)?)),
-        (parts, _) => match data::route(request, parts, method) {
-            Some(op) => op?,
-            None => return Err(unknown(parts, method, path)),
-        },
+        (parts, _) => {
+            let op = data::route(request, parts, method);
+            match op.or_else(|| hvsocket::route(request, parts, method)) {
+                Some(op) => op?,
+                None => return Err(unknown(parts, method, path)),
+            }
+        }
     };
     Ok(Route::Op(op))
 }
@@ -109,7 +116,7 @@ fn unknown(parts: &[&str], method: &str, path: &str) -> ApiError {
         ["v1", "services", _] => "PATCH",
         ["v1", "time", "sync"] => "POST",
         _ => {
-            let Some(allowed) = data::allowed(parts) else {
+            let Some(allowed) = data::allowed(parts).or_else(|| hvsocket::allowed(parts)) else {
                 let message = format!("there is nothing at {path}");
                 return ApiError::new(404, "not-found", "api", message);
             };

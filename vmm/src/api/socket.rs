@@ -7,11 +7,12 @@
 //! $TMPDIR/vmm-UID/NAME/api.sock
 //! ```
 //!
-//! The directories are this user's and closed to others; the socket is too.
+//! The directories are this user's and closed to others; the socket is too. Beside
+//! it is `vsock.sock`, or a link to what `--vsock` says.
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ use crate::sys;
 
 /// The socket's name in its VM's directory.
 const SOCKET: &str = "api.sock";
+/// The name of the socket for Hyper-V sockets there.
+pub const VSOCK: &str = "vsock.sock";
 /// A Unix socket's path has room for so many bytes.
 const MAX_PATH: usize = 107;
 /// Readable, writable and searchable by the owner only.
@@ -62,6 +65,8 @@ pub struct ControlSocket {
     path: PathBuf,
     /// The directory that was made for it.
     dir: Option<PathBuf>,
+    /// Links that were put there.
+    links: Vec<PathBuf>,
 }
 
 /// Where VMs of this user may be found, best place first.
@@ -80,13 +85,13 @@ pub fn places() -> Vec<PathBuf> {
 
 /// The sockets of this user's VMs, running or left behind, by name.
 pub fn known() -> Vec<(String, PathBuf)> {
+    known_in(&places())
+}
+
+/// The same, of VMs in these places.
+pub(crate) fn known_in(places: &[PathBuf]) -> Vec<(String, PathBuf)> {
     let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for entry in places()
-        .into_iter()
-        .flat_map(fs::read_dir)
-        .flatten()
-        .flatten()
-    {
+    for entry in places.iter().flat_map(fs::read_dir).flatten().flatten() {
         let path = entry.path().join(SOCKET);
         if let (Ok(name), true) = (entry.file_name().into_string(), path.exists()) {
             found.push((name, path));
@@ -126,7 +131,31 @@ impl ControlSocket {
     pub fn bind_at(flag: &'static str, path: &Path) -> Result<(UnixListener, Self), SocketError> {
         let listener = bind(flag, path)?;
         let path = path.to_owned();
-        Ok((listener, Self { path, dir: None }))
+        Ok((listener, Self::new(path, None)))
+    }
+
+    fn new(path: PathBuf, dir: Option<PathBuf>) -> Self {
+        let links = Vec::new();
+        Self { path, dir, links }
+    }
+
+    /// Puts a link into the directory that was made for it, if one was.
+    pub fn link(&mut self, name: &str, to: &Path) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let link = dir.join(name);
+        let id = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+        if id(&link).is_some_and(|found| id(to) == Some(found)) {
+            return Ok(());
+        }
+        match fs::symlink_metadata(&link) {
+            // The VM of that name is this one: it was left behind.
+            Ok(_) => fs::remove_file(&link)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        symlink(std::path::absolute(to)?, &link)?;
+        self.links.push(link);
+        Ok(())
     }
 
     /// Where it is.
@@ -137,7 +166,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        for path in self.links.iter().chain([&self.path]) {
+            let _ = fs::remove_file(path);
+        }
         if let Some(dir) = &self.dir {
             // Stays if somebody has put something else there.
             let _ = fs::remove_dir(dir);
@@ -146,13 +177,18 @@ impl Drop for ControlSocket {
 }
 
 fn in_place(place: &Path, name: &str) -> Result<(UnixListener, ControlSocket), SocketError> {
+    let dir = dir_in(place, name)?;
+    let path = dir.join(SOCKET);
+    let listener = bind("--name", &path)?;
+    Ok((listener, ControlSocket::new(path, Some(dir))))
+}
+
+/// A VM's directory, made if it is not there.
+pub(crate) fn dir_in(place: &Path, name: &str) -> Result<PathBuf, SocketError> {
     private_dir(place)?;
     let dir = place.join(name);
     private_dir(&dir)?;
-    let path = dir.join(SOCKET);
-    let listener = bind("--name", &path)?;
-    let dir = Some(dir);
-    Ok((listener, ControlSocket { path, dir }))
+    Ok(dir)
 }
 
 /// Makes a directory that only this user can use, or checks that it is one.
@@ -246,6 +282,26 @@ mod tests {
         drop(listener);
         let (_listener, _second) = ControlSocket::bind("z", Some(&path)).unwrap();
         drop(socket);
+    }
+
+    #[test]
+    fn a_link_goes_with_the_directory_it_is_in() {
+        let dir = scratch("link");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        let (_listener, mut socket) = in_place(&dir, "x").unwrap();
+        for to in ["/somewhere/else", "/somewhere"] {
+            socket.link(VSOCK, Path::new(to)).unwrap();
+            let link = dir.join("x").join(VSOCK);
+            assert_eq!(fs::read_link(link).unwrap(), Path::new(to));
+        }
+        // What is there itself needs none.
+        let own = dir.join("x").join("own");
+        fs::write(&own, "").unwrap();
+        socket.link("own", &own).unwrap();
+        assert!(fs::symlink_metadata(&own).unwrap().is_file());
+        fs::remove_file(&own).unwrap();
+        drop(socket);
+        assert!(!dir.join("x").exists());
     }
 
     #[test]

@@ -14,6 +14,10 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return cli::usage("vmm", &error),
     };
+    let registry = match args.registry() {
+        Ok(registry) => registry,
+        Err(error) => return cli::usage("vmm", &error),
+    };
     if let Err(error) = start_log(&args) {
         let path = args.log_file.unwrap_or_default();
         return fail(&format!(
@@ -21,7 +25,7 @@ fn main() -> ExitCode {
             path.display()
         ));
     }
-    match supervisor::run(&args) {
+    match supervisor::run(&args, registry) {
         Ok(code) => code.into(),
         Err(error) => fail(&error.to_string()),
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use super::cp::Cp;
+use super::hvsocket::Hvsocket;
 use super::kvp::{Ip, Kvp};
 use super::ssh::Ssh;
 use super::vss::Vss;
@@ -90,10 +91,13 @@ pub enum Command {
     },
     /// Standard input and output to a Hyper-V socket (AF_VSOCK) of the guest
     Connect {
-        /// A port, such as 22, or a service's GUID
-        #[arg(value_name = "PORT|GUID")]
+        /// A port, such as 22, a service's GUID, or the name that it is registered by
+        #[arg(value_name = "PORT|GUID|NAME")]
         service: String,
     },
+    /// Names of services on Hyper-V sockets
+    #[command(subcommand)]
+    Hvsocket(Hvsocket),
     /// Items exchanged with the guest
     #[command(subcommand)]
     Kvp(Kvp),

@@ -8,12 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::CommandFactory;
+use ics_devices::ServiceKind;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
 use super::client::{Client, running};
-use super::{CtlError, connect, cp, kvp, show, ssh, vss};
+use super::{CtlError, connect, cp, hvsocket, kvp, show, ssh, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
 /// Between two looks at what is waited for.
@@ -75,6 +76,7 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
         Command::Kvp(what) => kvp::kvp(&vm, what, args.json),
         Command::Ip(what) => kvp::ip(&vm, what, args.json),
         Command::Vss(what) => vss::run(&vm, what, args.json),
+        Command::Hvsocket(what) => hvsocket::run(&vm, what, args.json),
         Command::Cp(what) => cp::run(&vm, what, args.json),
         Command::Ssh(what) => ssh::run(&vm, what),
         Command::Events { follow } => {
@@ -162,7 +164,10 @@ fn wait(vm: &Client, condition: &Condition, limit: Duration) -> Result<(), CtlEr
 fn holds(condition: &Condition, vm: &VmStatus) -> bool {
     match condition {
         Condition::Ready => {
-            let mut enabled = vm.services.iter().filter(|service| service.enabled);
+            // Hyper-V sockets have no driver whose readiness could be seen.
+            let vsock = ServiceKind::Vsock.name();
+            let services = vm.services.iter();
+            let mut enabled = services.filter(|one| one.enabled && one.name != vsock);
             // A guest need not have the daemons.
             let is_up = |state: &str| matches!(state, "ready" | "no-daemon");
             vm.vmbus.version.is_some() && enabled.all(|service| is_up(&service.state))

@@ -4,14 +4,14 @@
 use std::io::{self, Read, Write, stdin, stdout};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 
 use super::CtlError;
 use super::client::Client;
 use crate::api::types::VmStatus;
+use crate::hvsocket;
 
-/// More than any answer is long.
-const MAX_ANSWER: usize = 200;
 /// Where sshd listens.
 pub const SSH: &str = "22";
 /// How the answer begins when nobody has taken a connection.
@@ -21,42 +21,28 @@ const NO_SSHD: &str = "nothing in the guest listens on vsock port 22: it takes a
     systemd 256 or newer (or a socket unit of yours), the hv_sock module, and a guest that has \
     come up (docs/ssh.md)";
 
-/// Connects to a service of the guest, by port or GUID.
+/// Connects to a service of the guest, by port, GUID or registered name.
 pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
     let status: VmStatus = serde_json::from_value(vm.get("/v1/vm")?)
         .map_err(|error| CtlError::Protocol(error.to_string()))?;
-    let path = status.vsock.ok_or_else(|| {
-        CtlError::Refused("this VM has no Hyper-V sockets: vsock is not in its --ic".into())
-    })?;
-    let mut stream = UnixStream::connect(path)?;
-    writeln!(stream, "CONNECT {service}")?;
-    let answer = answer(&mut stream)?;
-    if answer.starts_with("OK ") {
-        return Ok(stream);
-    }
-    Err(CtlError::Refused(refusal(service, &answer)))
+    let path = status
+        .vsock
+        .ok_or_else(|| CtlError::Refused("this VM has no socket for Hyper-V sockets".into()))?;
+    hvsocket::connect_at(Path::new(&path), service).map_err(|error| match error.kind() {
+        // Not of the system's, which has no words with it.
+        io::ErrorKind::ConnectionRefused if error.get_ref().is_some() => {
+            CtlError::Refused(refusal(service, &error.to_string()))
+        }
+        _ => error.into(),
+    })
 }
 
 /// Why there is no connection, for people.
-fn refusal(service: &str, answer: &str) -> String {
-    let why = answer.strip_prefix("ERR ").unwrap_or("the VM ended");
+fn refusal(service: &str, why: &str) -> String {
     if service == SSH && why.starts_with(NOBODY) {
         return NO_SSHD.into();
     }
-    format!("{service}: {}", why.trim_end())
-}
-
-/// A line, and nothing of what follows it.
-fn answer(stream: &mut UnixStream) -> io::Result<String> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while line.len() < MAX_ANSWER && stream.read(&mut byte)? == 1 {
-        line.extend(byte);
-        if byte == *b"\n" {
-            break;
-        }
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    format!("{service}: {why}")
 }
 
 /// Copies both ways until the guest ends its direction.
@@ -86,14 +72,13 @@ mod tests {
 
     #[test]
     fn a_missing_sshd_is_told_with_what_it_takes() {
-        let nobody = "ERR nobody in the guest took the connection\n";
+        let nobody = "nobody in the guest took the connection";
         assert!(refusal("22", nobody).contains("openssh-server"));
         assert_eq!(
             refusal("23", nobody),
             "23: nobody in the guest took the connection"
         );
-        let off = refusal("22", "ERR the guest is not connected to the bus\n");
+        let off = refusal("22", "the guest is not connected to the bus");
         assert_eq!(off, "22: the guest is not connected to the bus");
-        assert_eq!(refusal("22", ""), "22: the VM ended");
     }
 }

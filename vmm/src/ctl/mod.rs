@@ -8,6 +8,7 @@ pub mod commands;
 pub mod connect;
 pub mod cp;
 mod fetch;
+pub mod hvsocket;
 pub mod kvp;
 mod running;
 mod show;

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a client says first: `CONNECT 5000\n`, or `CONNECT` and a GUID.
+//! What a client says first: `CONNECT 5000\n`, or `CONNECT` and a GUID, or a
+//! registered name.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use vmbus::hvsock::service_of_port;
 use vmbus::wire::Guid;
 
+use super::registry::{MAX_NAME, ServiceName, parse_service};
 use crate::sys;
 
 /// More than any line that makes sense.
-const MAX_LINE: usize = 64;
+const MAX_LINE: usize = MAX_NAME + 16;
+
+/// A service, as a client names it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// By port or GUID.
+    Service(Guid),
+    /// By a name that may be registered.
+    Named(ServiceName),
+}
 
 /// What came of listening to a client.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +28,7 @@ pub(super) enum Heard {
     /// The line is not complete.
     NotYet,
     /// It wants this service of the guest.
-    Connect(Guid),
+    Connect(Wanted),
     /// It said something else.
     Nonsense,
     /// It went away.
@@ -56,7 +66,7 @@ impl Greeting {
         if self.client.read_exact(taken).is_err() {
             return Heard::Gone;
         }
-        service(&line).map_or(Heard::Nonsense, Heard::Connect)
+        wanted(&line).map_or(Heard::Nonsense, Heard::Connect)
     }
 
     /// Says no, and goes.
@@ -70,33 +80,37 @@ impl Greeting {
     }
 }
 
-fn service(line: &[u8]) -> Option<Guid> {
+fn wanted(line: &[u8]) -> Option<Wanted> {
     let line = std::str::from_utf8(line).ok()?.trim_end();
-    let wanted = line.strip_prefix("CONNECT ")?;
-    match wanted.parse::<u32>() {
-        Ok(port) => Some(service_of_port(port)),
-        Err(_) => wanted.parse().ok(),
+    let service = line.strip_prefix("CONNECT ")?;
+    match parse_service(service) {
+        Ok(service) => Some(Wanted::Service(service)),
+        Err(_) => service.parse().map(Wanted::Named).ok(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use vmbus::hvsock::service_of_port;
+
     use super::*;
 
     #[test]
-    fn lines_name_ports_or_guids() {
-        let ssh = Some(service_of_port(22));
-        assert_eq!(service(b"CONNECT 22"), ssh);
-        assert_eq!(service(b"CONNECT 22\r"), ssh);
+    fn lines_name_ports_or_guids_or_names() {
+        let ssh = || Some(Wanted::Service(service_of_port(22)));
+        assert_eq!(wanted(b"CONNECT 22"), ssh());
+        assert_eq!(wanted(b"CONNECT 22\r"), ssh());
         assert_eq!(
-            service(b"CONNECT 00000016-facb-11e6-bd58-64006a7986d3"),
-            ssh
+            wanted(b"CONNECT 00000016-facb-11e6-bd58-64006a7986d3"),
+            ssh()
         );
-        for bad in ["", "CONNECT", "CONNECT ", "CONNECT -1", "CONNECT x", "22"] {
-            assert_eq!(service(bad.as_bytes()), None, "{bad:?}");
+        let agent = Wanted::Named("build agent".parse().unwrap());
+        assert_eq!(wanted(b"CONNECT build agent\r"), Some(agent));
+        for bad in ["", "CONNECT", "CONNECT ", "CONNECT -1", "CONNECT /x", "22"] {
+            assert_eq!(wanted(bad.as_bytes()), None, "{bad:?}");
         }
-        assert_eq!(service(b"CONNECT 4294967296"), None);
-        assert_eq!(service(b"CONNECT \xff"), None);
+        assert_eq!(wanted(b"CONNECT 4294967296"), None);
+        assert_eq!(wanted(b"CONNECT \xff"), None);
     }
 
     #[test]
@@ -108,7 +122,10 @@ mod tests {
         client.write_all(b"CONN").unwrap();
         assert_eq!(greeting.hear(), Heard::NotYet);
         client.write_all(b"ECT 7\nmore").unwrap();
-        assert_eq!(greeting.hear(), Heard::Connect(service_of_port(7)));
+        assert_eq!(
+            greeting.hear(),
+            Heard::Connect(Wanted::Service(service_of_port(7)))
+        );
         let mut rest = [0; 9];
         let mut server = greeting.into_client();
         assert_eq!(server.read(&mut rest).unwrap(), 4);
@@ -120,7 +137,7 @@ mod tests {
         let (mut client, server) = UnixStream::pair().unwrap();
         server.set_nonblocking(true).unwrap();
         let mut greeting = Greeting::new(server);
-        client.write_all(&[b'x'; 63]).unwrap();
+        client.write_all(&[b'x'; MAX_LINE - 1]).unwrap();
         assert_eq!(greeting.hear(), Heard::NotYet);
         client.write_all(b"x").unwrap();
         assert_eq!(greeting.hear(), Heard::Nonsense);

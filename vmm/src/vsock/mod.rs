@@ -5,17 +5,20 @@
 //!  client ─ "CONNECT 5000\n" ─► PATH ─► Greeting ─► offer ─► guest's listener
 //!  client ◄─ "OK 5000\n", stream ◄──────────────── opened
 //!
-//!  guest's connect to port 5000 ─► PATH_5000, else PATH_<GUID> ─► offer
+//!  guest's connect to port 5000 ─► PATH_5000, else PATH_<GUID>, else PATH_<NAME>
 //! ```
 //!
 //! All of it runs on the bus thread and nothing in it blocks. Sockets are watched
 //! by edges: one that nobody can write to costs nothing until that changes.
 
 mod greeting;
+pub mod registry;
+mod service;
 mod stream;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -24,14 +27,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use vmbus::host::Host;
+use parking_lot::Mutex;
+use vmbus::host::{Device, Host};
 use vmbus::hvsock::{Socket, port_of};
 use vmbus::wire::{Guid, Relid, TlConnectRequest};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::memory::GuestMemory;
 use crate::sys;
-use greeting::{Greeting, Heard};
+use greeting::{Greeting, Heard, Wanted};
+use registry::{Registry, ServiceName};
+pub use service::{SocketSettings, Sockets};
 use stream::UnixEnd;
 
 type Bus = Host<GuestMemory>;
@@ -73,22 +79,26 @@ impl VsockSettings {
         })
     }
 
-    /// Where a guest's connection to a service is taken to: by port, else by GUID.
-    fn peers(&self, service: &Guid) -> impl Iterator<Item = PathBuf> {
-        let with = |suffix: String| {
-            let mut name = OsString::from(&self.path);
-            name.push("_");
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        let port = port_of(service).map(|port| with(port.to_string()));
-        port.into_iter().chain([with(service.to_string())])
+    /// Where a guest's connection to a service is taken to: by port, else by GUID,
+    /// else by name.
+    fn peers(&self, service: &Guid, name: Option<&ServiceName>) -> impl Iterator<Item = PathBuf> {
+        let port = port_of(service).map(|port| peer(&self.path, port));
+        let name = name.map(|name| peer(&self.path, name));
+        let guid = peer(&self.path, service);
+        port.into_iter().chain([guid]).chain(name)
     }
 
     /// The socket that clients connect to.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Where a program listens for what the guest of the socket `path` connects to.
+pub(crate) fn peer(path: &Path, service: impl Display) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!("_{service}"));
+    PathBuf::from(name)
 }
 
 /// One end on this host.
@@ -100,13 +110,17 @@ enum End {
 /// A connection, as far as the epoll loop knows it.
 struct Connection {
     relid: Relid,
+    service: Guid,
     /// Both directions of the Unix socket are closed.
     gone: Arc<AtomicBool>,
 }
 
 /// The sockets of one machine.
-pub struct Vsock {
+struct Vsock {
     settings: Arc<VsockSettings>,
+    registry: Arc<Mutex<Registry>>,
+    /// Connections are taken.
+    enabled: bool,
     epoll: Arc<Epoll>,
     /// The loop's token of the end 0.
     base: u64,
@@ -122,8 +136,10 @@ pub struct Vsock {
 
 impl Vsock {
     /// Watches the listener as `listener`, and its ends as `base` and more.
-    pub fn start(
+    fn start(
         settings: Arc<VsockSettings>,
+        registry: Arc<Mutex<Registry>>,
+        enabled: bool,
         epoll: Arc<Epoll>,
         listener: u64,
         base: u64,
@@ -133,6 +149,8 @@ impl Vsock {
         epoll.ctl(ControlOperation::Add, fd, event)?;
         Ok(Self {
             settings,
+            registry,
+            enabled,
             epoll,
             base,
             next: 0,
@@ -146,7 +164,7 @@ impl Vsock {
     }
 
     /// Takes clients that wait.
-    pub fn accept(&mut self) {
+    fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
             match self.settings.listener.accept() {
                 Ok((client, _)) => {
@@ -216,7 +234,7 @@ impl Vsock {
     }
 
     /// Something happened to an end.
-    pub fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
+    fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
         let id = token.wrapping_sub(self.base);
         let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         match self.ends.get_mut(&id) {
@@ -228,12 +246,32 @@ impl Vsock {
             }
             Some(End::Greeting(greeting)) => match greeting.hear() {
                 Heard::NotYet => {}
-                Heard::Nonsense => self.dismiss(id, "expected CONNECT PORT or CONNECT GUID"),
+                Heard::Nonsense => self.dismiss(id, "expected CONNECT and a port, GUID or name"),
                 Heard::Gone => self.dismiss(id, ""),
-                Heard::Connect(service) => self.connect(host, now, id, service, gone),
+                Heard::Connect(wanted) => match self.resolve(wanted) {
+                    Ok(service) => self.connect(host, now, id, service, gone),
+                    Err(why) => self.dismiss(id, &why),
+                },
             },
             // An event from before it went.
             None => {}
+        }
+    }
+
+    /// The service that a client wants, if it can be had.
+    fn resolve(&self, wanted: Wanted) -> Result<Guid, String> {
+        if !self.enabled {
+            return Err("disabled: vsock is not enabled for this VM".into());
+        }
+        if self.connections.len() >= self.settings.max_connections {
+            return Err("too many connections".into());
+        }
+        match wanted {
+            Wanted::Service(service) => Ok(service),
+            Wanted::Named(name) => {
+                let found = self.registry.lock().find(name.as_str());
+                found.ok_or_else(|| format!("no service is registered as '{name}'"))
+            }
         }
     }
 
@@ -250,9 +288,6 @@ impl Vsock {
 
     /// A client wants a service of the guest.
     fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, gone: bool) {
-        if self.connections.len() >= self.settings.max_connections {
-            return self.dismiss(id, "too many connections");
-        }
         let Some(End::Greeting(greeting)) = self.ends.remove(&id) else {
             return;
         };
@@ -268,14 +303,14 @@ impl Vsock {
         let stream = Box::new(stream.answering(&name));
         let socket = Socket::connecting(now, service, self.instances.next(), stream);
         match host.offer(now, Box::new(socket)) {
-            Ok(relid) => self.connected(id, relid, gone),
+            Ok(relid) => self.connected(id, relid, service, gone),
             // The client hears it from the stream, which is dropped with the device.
             Err(error) => log::debug!("vsock: {error}"),
         }
     }
 
     /// The guest wants a service of this host.
-    pub fn request(&mut self, host: &mut Bus, now: Duration, request: &TlConnectRequest) {
+    fn request(&mut self, host: &mut Bus, now: Duration, request: &TlConnectRequest) {
         match self.find_peer(request) {
             Ok(client) => {
                 let id = self.new_id();
@@ -292,11 +327,15 @@ impl Vsock {
     }
 
     fn find_peer(&self, request: &TlConnectRequest) -> io::Result<UnixStream> {
+        if !self.enabled {
+            return Err(io::Error::other("disabled"));
+        }
         if self.connections.len() >= self.settings.max_connections {
             return Err(io::Error::other("too many connections"));
         }
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for path in self.settings.peers(&request.service) {
+        let name = self.registry.lock().name(&request.service).cloned();
+        for path in self.settings.peers(&request.service, name.as_ref()) {
             match sys::connect_unix(&path) {
                 Ok(client) => return Ok(client),
                 Err(error) => last = error,
@@ -325,30 +364,51 @@ impl Vsock {
         let relid = host
             .offer(now, Box::new(socket))
             .map_err(io::Error::other)?;
-        self.connected(id, relid, gone);
+        self.connected(id, relid, request.service, gone);
         Ok(())
     }
 
-    fn connected(&mut self, id: u64, relid: Relid, gone: Arc<AtomicBool>) {
+    fn connected(&mut self, id: u64, relid: Relid, service: Guid, gone: Arc<AtomicBool>) {
         if let Some(before) = self.connections.insert(relid, id) {
             // Its release is on its way to us, and its number in use again.
             self.ends.remove(&before);
         }
-        self.ends
-            .insert(id, End::Connection(Connection { relid, gone }));
+        let connection = Connection {
+            relid,
+            service,
+            gone,
+        };
+        self.ends.insert(id, End::Connection(connection));
+    }
+
+    /// Takes connections from now on, or ends all that there are and takes none.
+    fn set_enabled(&mut self, host: &mut Bus, now: Duration, enabled: bool) {
+        self.enabled = enabled;
+        if enabled {
+            return;
+        }
+        for relid in self.connections.keys().copied().collect::<Vec<_>>() {
+            // Also where the guest has not answered yet, or does not let go.
+            if let Some(socket) = host.device_mut::<Socket>(relid) {
+                socket.expired(now);
+            }
+            // It may be on its way to the end already.
+            let _ = host.rescind(now, relid);
+        }
     }
 
     /// The guest has released a channel.
-    pub fn released(&mut self, relid: Relid) {
+    fn released(&mut self, relid: Relid) {
         if let Some(id) = self.connections.remove(&relid) {
             self.ends.remove(&id);
             self.watch_listener(true);
         }
     }
 
-    /// Connections that are offered or open.
-    pub fn connections(&self) -> usize {
-        self.connections.len()
+    /// Connections to a service, offered or open.
+    fn connections_of(&self, service: &Guid) -> usize {
+        let to = |end: &&End| matches!(end, End::Connection(one) if one.service == *service);
+        self.ends.values().filter(to).count()
     }
 }
 

@@ -31,6 +31,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod output;
+pub mod sandbox;
 pub mod services;
 pub mod supervisor;
 mod sys;

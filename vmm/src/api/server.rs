@@ -30,6 +30,7 @@ use super::routes::{Op, Route, route};
 use super::types::{Answer, ApiError, ErrorBody};
 use super::{Call, CallSender, Reply};
 use crate::events::{EventHub, EventLines};
+use crate::sandbox::{self, Kind};
 
 /// Connections at once. When all are taken, one that has asked for nothing goes.
 const MAX_CLIENTS: usize = 64;
@@ -87,9 +88,7 @@ impl ApiServer {
             clients: BTreeMap::new(),
             next: FIRST_CLIENT,
         };
-        let handle = thread::Builder::new()
-            .name("api".into())
-            .spawn(move || server.run())?;
+        let handle = sandbox::spawn(Kind::Api, "api".into(), move || server.run())?;
         Ok(Self {
             stop,
             handle: Some(handle),

@@ -84,3 +84,24 @@ fn kernel_image() {
     use vmbus_fuzz::image::{run, seeds};
     write_and_run_files("kernel_image", seeds(), run);
 }
+
+#[test]
+fn ring_race() {
+    write_and_run(
+        "ring_race",
+        vmbus_fuzz::ring::seeds(),
+        vmbus_fuzz::race::run,
+    );
+}
+
+#[test]
+fn http() {
+    use vmbus_fuzz::http::{run, seeds};
+    write_and_run_files("http", seeds(), run);
+}
+
+#[test]
+fn boot_tables() {
+    use vmbus_fuzz::boot::{run, seeds};
+    write_and_run_files("boot_tables", seeds(), run);
+}

@@ -18,7 +18,7 @@ const LAYER: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
-pub const TARGETS: [&str; 8] = [
+pub const TARGETS: [&str; 11] = [
     "control_messages",
     "ring",
     "synic",
@@ -27,6 +27,9 @@ pub const TARGETS: [&str; 8] = [
     "vss",
     "fcopy",
     "service_replies",
+    "ring_race",
+    "http",
+    "boot_tables",
 ];
 
 /// What makes the compiler count what is reached.

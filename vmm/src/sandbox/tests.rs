@@ -43,7 +43,7 @@ const DEEDS: &[(&str, fn())] = &[
         assert_eq!(much.iter().map(Vec::len).sum::<usize>(), 4950 << 12);
     }),
     ("panic", || {
-        assert!(thread::current().name().is_none(), "on purpose")
+        assert!(thread::current().name().is_none(), "on purpose");
     }),
 ];
 

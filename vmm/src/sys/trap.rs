@@ -26,9 +26,11 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     // Where the kernel puts the call's number: behind three numbers, a gap and
     // the call's address.
     const CALL: usize = 6;
-    // SAFETY: the kernel passes a siginfo_t, which is 128 bytes and aligned as
-    // a pointer is; its seventh number is plain memory, whatever is in it.
-    let call = unsafe { info.cast::<i32>().add(CALL).read() };
+    // SAFETY: the kernel passes a siginfo_t, which is 128 bytes.
+    let call = unsafe { info.cast::<i32>().add(CALL) };
+    // SAFETY: it is aligned as a pointer is, and its seventh number is plain
+    // memory, whatever is in it.
+    let call = unsafe { call.read() };
     terminal::try_restore();
     let mut name = [0u8; NAME];
     // SAFETY: the call writes the 16 bytes of a thread's name, which there is

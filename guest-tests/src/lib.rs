@@ -36,4 +36,5 @@ pub mod rootfs;
 pub mod runner;
 pub mod suite;
 pub mod terminal;
+pub mod threat_model;
 pub mod tools;

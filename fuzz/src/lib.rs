@@ -17,6 +17,9 @@
 //! | `tar` | what reads the archive that a guest sends; its input is one |
 //! | `hvsock` | Hyper-V sockets on the bus, through the mock guest |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
+//! | `ring_race` | the rings, while another thread overwrites them |
+//! | `http` | the control API's parser; its input is a connection's bytes |
+//! | `boot_tables` | ACPI tables and memory maps of machines of any shape |
 
 // A fuzz target panics when something is wrong: that is its purpose.
 #![allow(
@@ -27,9 +30,12 @@
     clippy::missing_panics_doc
 )]
 
+pub mod boot;
 pub mod control;
+pub mod http;
 pub mod hvsock;
 pub mod image;
+pub mod race;
 pub mod ring;
 pub mod service;
 pub mod step;

@@ -34,8 +34,8 @@ pub enum Ring {
     Room(u16),
 }
 
-const FIRST: u64 = 4;
-const PAGES: u64 = 8;
+pub(crate) const FIRST: u64 = 4;
+pub(crate) const PAGES: u64 = 8;
 
 impl Step for Ring {
     fn read(input: &mut Unstructured<'_>) -> Result<Self> {
@@ -94,13 +94,26 @@ impl Step for Ring {
 
 /// Runs the steps in `data`; memory around the rings must stay as it was.
 pub fn run(data: &[u8]) {
+    let memory = memory();
+    run_in(&memory, data);
+    check_around(&memory);
+}
+
+/// The rings' pages with some before and behind.
+pub(crate) fn memory() -> Arc<GuestMemoryMmap> {
     let size = usize::try_from((FIRST + PAGES + FIRST) * 4096).expect("small");
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).expect("memory");
-    let memory = Arc::new(memory);
+    Arc::new(memory)
+}
+
+pub(crate) fn run_in(memory: &Arc<GuestMemoryMmap>, data: &[u8]) {
     let mut rings = None;
     for step in steps(data) {
-        perform(&memory, &mut rings, step);
+        perform(memory, &mut rings, step);
     }
+}
+
+pub(crate) fn check_around(memory: &GuestMemoryMmap) {
     for page in (0..FIRST).chain(FIRST + PAGES..2 * FIRST + PAGES) {
         let mut bytes = [0; 4096];
         let at = GuestAddress(page * 4096);

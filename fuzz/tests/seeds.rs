@@ -96,3 +96,24 @@ fn tar() {
     use vmbus_fuzz::tar::{run, seeds};
     write_and_run_files("tar", seeds(), run);
 }
+
+#[test]
+fn ring_race() {
+    write_and_run(
+        "ring_race",
+        vmbus_fuzz::ring::seeds(),
+        vmbus_fuzz::race::run,
+    );
+}
+
+#[test]
+fn http() {
+    use vmbus_fuzz::http::{run, seeds};
+    write_and_run_files("http", seeds(), run);
+}
+
+#[test]
+fn boot_tables() {
+    use vmbus_fuzz::boot::{run, seeds};
+    write_and_run_files("boot_tables", seeds(), run);
+}

@@ -11,6 +11,9 @@ use crate::progress::whisper;
 
 const LAYER: &str = "build";
 
+/// The file name of the hostile guest.
+pub const HOSTILE: &str = "hostile.elf";
+
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the agent as a static program and gives its path.
@@ -47,6 +50,34 @@ fn for_guests(what: &[&str]) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     run(command)?;
     Ok(target.join(TRIPLE).join("guest"))
+}
+
+/// Builds the guest that means harm, an ELF kernel, beside the programs under
+/// test. It is no package: nothing in the workspace is built as it is.
+pub fn hostile() -> Result<PathBuf> {
+    let source = paths::workspace().join("guest-tests/hostile");
+    let kernel = paths::target().join("guest").join(HOSTILE);
+    let script = source.join("link.ld");
+    let mut command = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command
+        .args(["--edition", "2024", "--crate-name", "hostile"])
+        .args(["--crate-type", "bin", "--target", TRIPLE])
+        .args(["-Cpanic=abort", "-Copt-level=2", "-Cno-redzone=yes"])
+        .args(["-Crelocation-model=static", "-Cstrip=symbols"])
+        .args(["-nostartfiles", "-nostdlib", "-static"].map(|arg| format!("-Clink-arg={arg}")))
+        .arg(format!(
+            "-Clink-arg=-Wl,--build-id=none,-T,{}",
+            script.display()
+        ))
+        .arg("-o")
+        .arg(&kernel)
+        .arg(source.join("main.rs"));
+    let status = command.status().context(LAYER, "rustc")?;
+    if status.success() {
+        Ok(kernel)
+    } else {
+        Err(failed(LAYER, format!("the hostile guest: rustc: {status}")))
+    }
 }
 
 /// Builds a program of the workspace for use in guest tests and gives its path.

@@ -4,7 +4,9 @@
 mod api;
 mod boot;
 mod console;
+mod faults;
 mod fcopy;
+mod hardening;
 mod kvp;
 mod lifecycle;
 mod memory;
@@ -27,6 +29,8 @@ pub fn all() -> Vec<Case> {
         console::CASES,
         terminal::CASES,
         usage::CASES,
+        hardening::CASES,
+        faults::CASES,
         vmbus::CASES,
         vmbus::channel::CASES,
         vmbus::restart::CASES,

@@ -18,7 +18,7 @@ const LAYER: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
-pub const TARGETS: [&str; 10] = [
+pub const TARGETS: [&str; 13] = [
     "control_messages",
     "ring",
     "synic",
@@ -29,6 +29,9 @@ pub const TARGETS: [&str; 10] = [
     "service_replies",
     "tar",
     "hvsock",
+    "ring_race",
+    "http",
+    "boot_tables",
 ];
 
 /// What makes the compiler count what is reached.

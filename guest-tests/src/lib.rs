@@ -37,4 +37,5 @@ pub mod rootfs;
 pub mod runner;
 pub mod suite;
 pub mod terminal;
+pub mod threat_model;
 pub mod tools;

@@ -11,6 +11,7 @@
 pub mod clock;
 pub mod console;
 pub mod control;
+pub mod seccomp;
 pub mod vm;
 
 use std::path::PathBuf;

@@ -34,6 +34,7 @@ use crate::cpu::vcpu::EventSender;
 use crate::events::EventHub;
 use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
+use crate::sandbox::{self, Kind};
 use crate::services::Services;
 use crate::services::data::{Data, Items};
 use crate::trace::Trace;
@@ -142,7 +143,7 @@ impl BusThread {
             cpus,
             start: Instant::now(),
         };
-        let handle = thread::Builder::new().name("bus".into()).spawn(move || {
+        let handle = sandbox::spawn(Kind::Bus, "bus".into(), move || {
             let alarm = Alarm(events);
             if let Err(error) = bus.run() {
                 alarm.0.failed(format!("the bus thread: {error}"));

@@ -17,6 +17,7 @@ use vmbus::wire::{Guid, ProtocolVersion};
 
 use crate::api::socket;
 use crate::hyperv::SynicMode;
+use crate::sandbox;
 use crate::ssh_key::KeyFile;
 use crate::vsock::registry::{NameError, Registry, ServiceName, parse_service};
 
@@ -150,6 +151,11 @@ pub struct Args {
     /// Write events, one JSON object a line, to a file or to an open descriptor
     #[arg(long, value_name = "PATH|fd=N", value_parser = event_log)]
     pub event_log: Option<EventLogTarget>,
+
+    /// System calls that a thread has no use for: true ends vmm with a message, log lets them
+    /// through and the host's kernel log names them, false has no filters
+    #[arg(long, value_name = "true|log|false", default_value = "true", value_parser = seccomp)]
+    pub seccomp: sandbox::Mode,
 
     /// How much to log
     #[arg(
@@ -310,6 +316,15 @@ fn synic(text: &str) -> Result<SynicChoice, String> {
         "kernel" => Ok(SynicChoice::Only(SynicMode::Kernel)),
         "user" => Ok(SynicChoice::Only(SynicMode::User)),
         _ => Err("expected auto, kernel or user".into()),
+    }
+}
+
+fn seccomp(text: &str) -> Result<sandbox::Mode, String> {
+    match text {
+        "true" => Ok(sandbox::Mode::Enforce),
+        "log" => Ok(sandbox::Mode::Log),
+        "false" => Ok(sandbox::Mode::Off),
+        _ => Err("expected true, log or false".into()),
     }
 }
 

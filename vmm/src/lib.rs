@@ -35,6 +35,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod output;
+pub mod sandbox;
 pub mod services;
 pub mod ssh_key;
 pub mod supervisor;

@@ -12,10 +12,11 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::sandbox::{self, Kind};
 
 /// Bytes that wait for the thread: a few screens of text.
 pub const QUEUE_LIMIT: usize = 64 << 10;
@@ -140,7 +141,7 @@ impl Output {
     pub fn start(name: &'static str, mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
         let queue = Queue::default();
         let source = queue.clone();
-        thread::Builder::new().name(name.into()).spawn(move || {
+        sandbox::spawn(Kind::Output, name.into(), move || {
             let mut bytes = Vec::new();
             while let Some(taken) = source.take(bytes) {
                 bytes = taken;

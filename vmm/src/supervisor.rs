@@ -41,6 +41,7 @@ use crate::input::Input;
 use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape};
 use crate::output::Output;
+use crate::sandbox::{self, Kind, SandboxError};
 use crate::services;
 use crate::ssh_key;
 use crate::sys;
@@ -82,6 +83,9 @@ pub enum Error {
     /// A call of the event loop failed.
     #[error("host: {0}")]
     Io(#[from] io::Error),
+    /// The system call filters.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The signal handler could not be installed.
     #[error("host: signals: {0}")]
     Signal(#[from] vmm_sys_util::errno::Error),
@@ -89,6 +93,7 @@ pub enum Error {
 
 /// Runs a guest to its end and returns the exit code.
 pub fn run(args: &Args, registry: Registry) -> Result<u8, Error> {
+    sandbox::init(args.seccomp)?;
     let log = match &args.event_log {
         None => EventHub::none(),
         Some(target) => {
@@ -254,6 +259,8 @@ impl<'a> Supervisor<'a> {
     }
 
     fn run(&mut self) -> Result<u8, Error> {
+        // All files are open, and no guest has run yet.
+        sandbox::enter(Kind::Main)?;
         loop {
             let mut machine = Machine::start(
                 &self.host,

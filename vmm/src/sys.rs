@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The one place in this crate where `unsafe` stands: parts of the KVM
-//! interface that `kvm-ioctls` does not wrap, terminal settings, and the few
-//! calls for sockets that the standard library lacks.
+//! interface that `kvm-ioctls` does not wrap, terminal settings, the few calls
+//! for sockets that the standard library lacks, and the last words of a process
+//! that made a forbidden call.
+
+pub(crate) mod trap;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -193,6 +196,15 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor was just made and belongs to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// No program that this process starts gets more privileges than it has.
+pub(crate) fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: the call takes numbers, and changes nothing that the process has.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Who runs this process.

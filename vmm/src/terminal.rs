@@ -60,6 +60,13 @@ pub fn restore() {
     }
 }
 
+/// The same for a signal handler, which must not wait for a lock.
+pub(crate) fn try_restore() {
+    if let Some(saved) = SAVED.try_lock().as_deref().copied().flatten() {
+        let _ = sys::set_terminal(libc::STDIN_FILENO, &saved);
+    }
+}
+
 /// Finds this program's own keys in what the user types.
 #[derive(Debug, Default)]
 pub struct Keys {

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use guest_tests::cases;
 use guest_tests::error::{Result, failed};
 use guest_tests::kernels::DEFAULT;
-use guest_tests::suite::Context;
+use guest_tests::suite::{Context, seccomp};
 use guest_tests::{demo, forward, runner};
 
 /// Guest tests: each boots stock kernels in `vmm` and judges what they do.
@@ -144,7 +144,8 @@ fn run(name: &str, context: &Context) -> Result<bool> {
     let case = cases::all().into_iter().find(|case| case.name == name);
     let case =
         case.ok_or_else(|| failed("suite", format!("no case `{name}`, see `guest-suite list`")))?;
-    let outcome = (case.run)(context);
+    let log = seccomp::KernelLog::mark();
+    let outcome = (case.run)(context).and_then(|()| log.expect_nothing());
     match &outcome {
         // Nobody reads the logs of what went well.
         Ok(()) => drop(fs::remove_dir_all(&context.dir)),

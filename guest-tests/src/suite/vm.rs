@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::console::Console;
-use super::{Context, Failure, Outcome};
+use super::{Context, Failure, Outcome, seccomp};
 use crate::ensure;
 
 /// How long a guest may take to come up; the nest is slow and may be loaded.
@@ -121,32 +121,17 @@ impl<'a> Setup<'a> {
         if let Some(synic) = &self.context.synic {
             command.args(["--synic", synic]);
         }
+        if let Some(mode) = seccomp::wish() {
+            command.args(["--seccomp", &mode]);
+        }
         command.args(&self.args).envs(self.env.iter().cloned());
         (command, events)
     }
 
     /// Starts it, with pipes instead of a terminal.
     pub fn launch(&self) -> Outcome<Vm> {
-        let (mut command, events) = self.command();
-        let stderr = events.with_extension("stderr");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&stderr)?)
-            .spawn()?;
-        let stdin = child.stdin.take();
-        let Some(stdout) = child.stdout.take() else {
-            return Err(Failure("no pipe to vmm".to_owned()));
-        };
-        let console = Console::collect(stdout, &events.with_extension("serial"))?;
-        Ok(Vm {
-            child,
-            stdin,
-            console,
-            events,
-            stderr,
-            last_id: 0,
-        })
+        let (command, events) = self.command();
+        Vm::start(command, events)
     }
 
     /// Starts it and waits for the agent.
@@ -181,6 +166,29 @@ pub struct Shell {
 }
 
 impl Vm {
+    /// Starts a command of [`Setup::command`], with pipes instead of a terminal.
+    pub fn start(mut command: Command, events: PathBuf) -> Outcome<Self> {
+        let stderr = events.with_extension("stderr");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&stderr)?)
+            .spawn()?;
+        let stdin = child.stdin.take();
+        let Some(stdout) = child.stdout.take() else {
+            return Err(Failure("no pipe to vmm".to_owned()));
+        };
+        let console = Console::collect(stdout, &events.with_extension("serial"))?;
+        Ok(Self {
+            child,
+            stdin,
+            console,
+            events,
+            stderr,
+            last_id: 0,
+        })
+    }
+
     /// Waits until the agent says hello, and gives its words.
     pub fn wait_agent(&mut self) -> Outcome<Hello> {
         self.wait_agent_within(BOOT)

@@ -214,6 +214,26 @@ fn of_100_000_unfinished_lists_64_are_kept_and_cost_what_they_sent() {
 }
 
 #[test]
+fn a_channel_gets_no_more_pages_than_its_share_and_all_no_more_than_there_are() {
+    let memory = memory();
+    let mut table = GpadlTable::new();
+    let mut gpadl = 0;
+    let mut kept = |relid| {
+        let accepted = (0..20).filter(|_| {
+            gpadl += 1;
+            let mut header = header(gpadl, 8188, &[1]);
+            header.relid = Relid(relid);
+            table.begin(&memory, &header).is_ok()
+        });
+        accepted.count()
+    };
+    assert_eq!(kept(1), MAX_PAGES_PER_CHANNEL / 8188);
+    assert_eq!((kept(2), kept(3)), (8, 8));
+    // Three shares are all that there is.
+    assert_eq!(kept(4), 0);
+}
+
+#[test]
 fn all_limits_hold_together_and_are_given_back() {
     let memory = memory();
     let mut table = GpadlTable::new();

@@ -32,6 +32,7 @@ use super::types::{Answer, ApiError};
 use super::{Call, CallSender, Reply};
 use crate::events::{EventHub, EventLines};
 use crate::feed::FeedEnd;
+use crate::sandbox::{self, Kind};
 use crate::trace::Trace;
 use client::{Client, Gone, State, Upload};
 
@@ -96,9 +97,7 @@ impl ApiServer {
             clients: BTreeMap::new(),
             next: FIRST_CLIENT,
         };
-        let handle = thread::Builder::new()
-            .name("api".into())
-            .spawn(move || server.run())?;
+        let handle = sandbox::spawn(Kind::Api, "api".into(), move || server.run())?;
         Ok(Self {
             stop,
             handle: Some(handle),

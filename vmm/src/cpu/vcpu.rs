@@ -26,6 +26,7 @@ use crate::devices::Ports;
 use crate::devices::power::PowerRequest;
 use crate::hyperv::msr::{GUEST_OS_ID_MSR, HYPERCALL_OUT_OFFSET, HYPERCALL_PORT};
 use crate::hyperv::{CrashReport, Hyperv, SynicMode};
+use crate::sandbox::{self, Kind};
 use crate::sys::{self, HypervExit};
 
 /// How long to wait between kicks of a thread that has to leave the guest.
@@ -115,12 +116,10 @@ impl Vcpu {
     pub fn start(self) -> io::Result<VcpuThread> {
         let control = Arc::new(Control::default());
         let orders = Arc::clone(&control);
-        let handle = thread::Builder::new()
-            .name(format!("vcpu{}", self.id))
-            .spawn(move || {
-                self.run(&orders);
-                orders.park_for_good();
-            })?;
+        let handle = sandbox::spawn(Kind::Vcpu, format!("vcpu{}", self.id), move || {
+            self.run(&orders);
+            orders.park_for_good();
+        })?;
         Ok(VcpuThread { control, handle })
     }
 

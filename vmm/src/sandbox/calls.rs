@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lists: which system calls each kind of thread makes, and with what.
+//!
+//! Taken from what the code calls, and held against runs of all guest tests with
+//! `--seccomp log`. A call that is allowed with certain arguments only has them
+//! beside it. The numbers of KVM's requests are made here, since `kvm-ioctls`
+//! keeps its own to itself.
+
+use std::collections::BTreeMap;
+
+use kvm_bindings::{
+    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_fpu, kvm_hyperv_eventfd,
+    kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_msi, kvm_msr_filter, kvm_msrs, kvm_regs,
+    kvm_sregs, kvm_userspace_memory_region,
+};
+use libc::{
+    SYS_accept4, SYS_brk, SYS_clock_getres, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone,
+    SYS_clone3, SYS_close, SYS_connect, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait,
+    SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_futex,
+    SYS_getcwd, SYS_getpid, SYS_getrandom, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_ioctl,
+    SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
+    SYS_newfstatat, SYS_open, SYS_openat, SYS_prctl, SYS_pread64, SYS_read, SYS_readlink,
+    SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rmdir, SYS_rseq,
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
+    SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setsockopt, SYS_shutdown,
+    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_unlink, SYS_unlinkat, SYS_write,
+    SYS_writev,
+};
+use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
+
+use super::Kind;
+
+/// Calls and what their arguments have to be like; no rules are any arguments.
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// What is answered with "no such call": a panic's backtrace looks for the
+/// program's file, and the C library for more than it needs.
+pub(super) const ABSENT: [i64; 6] = [
+    SYS_open,
+    SYS_openat,
+    SYS_getcwd,
+    SYS_readlink,
+    SYS_readlinkat,
+    SYS_clone3,
+];
+
+/// Memory, locks, time, the end of a thread, words on standard error, and what
+/// the C library does by itself.
+const EVERY: &[i64] = &[
+    SYS_write,
+    SYS_writev,
+    SYS_close,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_madvise,
+    SYS_brk,
+    SYS_futex,
+    SYS_sched_yield,
+    SYS_sched_getaffinity,
+    SYS_getrandom,
+    SYS_clock_gettime,
+    SYS_clock_getres,
+    SYS_gettimeofday,
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_restart_syscall,
+    SYS_rt_sigreturn,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigaction,
+    SYS_sigaltstack,
+    SYS_gettid,
+    SYS_getpid,
+    SYS_tgkill,
+    SYS_exit,
+    SYS_exit_group,
+];
+
+const EPOLL: &[i64] = &[SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl, SYS_read];
+
+const CLIENTS: &[i64] = &[
+    SYS_accept4,
+    SYS_recvfrom,
+    SYS_recvmsg,
+    SYS_sendto,
+    SYS_sendmsg,
+    SYS_readv,
+    SYS_shutdown,
+    SYS_getsockopt,
+    SYS_setsockopt,
+];
+
+/// Channels' eventfds, and Unix sockets that a guest's connections go to.
+const CHANNELS: &[i64] = &[SYS_eventfd2, SYS_dup, SYS_connect];
+
+/// A machine's memory, kernel and threads; the sockets' files at the end.
+const MACHINES: &[i64] = &[
+    SYS_lseek,
+    SYS_pread64,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+    SYS_epoll_create1,
+    SYS_rseq,
+    SYS_set_robust_list,
+    SYS_unlink,
+    SYS_unlinkat,
+    SYS_rmdir,
+];
+
+/// A vCPU's requests, the most frequent first. `KVM_SIGNAL_MSI` is of
+/// `--synic user`.
+const VCPU_REQUESTS: &[u64] = &[
+    none(0x80), // KVM_RUN
+    write::<kvm_msi>(0xA5),
+    read::<kvm_regs>(0x81),
+    write::<kvm_regs>(0x82),
+    read::<kvm_sregs>(0x83),
+    both::<kvm_msrs>(0x88),
+    write::<kvm_msrs>(0x89),
+    none(0x9A), // KVM_NMI
+];
+
+const BUS_REQUESTS: &[u64] = &[
+    write::<kvm_msi>(0xA5),
+    read::<kvm_clock_data>(0x7C),
+    write::<kvm_hyperv_eventfd>(0xBD),
+];
+
+/// What makes a machine.
+const MAIN_REQUESTS: &[u64] = &[
+    none(0x01), // KVM_CREATE_VM
+    none(0x03), // KVM_CHECK_EXTENSION
+    none(0x04), // KVM_GET_VCPU_MMAP_SIZE
+    none(0x41), // KVM_CREATE_VCPU
+    write::<kvm_userspace_memory_region>(0x46),
+    none(0x47), // KVM_SET_TSS_ADDR
+    write::<u64>(0x48),
+    none(0x60), // KVM_CREATE_IRQCHIP
+    write::<kvm_irq_routing>(0x6A),
+    write::<kvm_irqfd>(0x76),
+    write::<kvm_clock_data>(0x7B),
+    write::<kvm_sregs>(0x84),
+    write::<kvm_fpu>(0x8D),
+    read::<kvm_lapic_state>(0x8E),
+    write::<kvm_lapic_state>(0x8F),
+    write::<kvm_cpuid2>(0x90),
+    none(0xA3), // KVM_GET_TSC_KHZ
+    write::<kvm_enable_cap>(0xA3),
+    write::<kvm_msr_filter>(0xC6),
+];
+
+/// The terminal is put back by whoever panics or makes a forbidden call. The
+/// second pair is what newer C libraries use.
+const TERMINAL_REQUESTS: &[u64] = &[0x5401, 0x5402, 0x802C_542A, 0x402C_542B];
+
+/// `FIONBIO`: how a socket is made not to block.
+const SOCKET_REQUESTS: &[u64] = &[0x5421];
+
+/// What a thread of this kind may call.
+pub(super) fn of(kind: Kind) -> Result<Rules, BackendError> {
+    let (calls, requests): (&[&[i64]], &[&[u64]]) = match kind {
+        Kind::Main => (
+            &[EPOLL, CLIENTS, CHANNELS, MACHINES],
+            &[VCPU_REQUESTS, BUS_REQUESTS, MAIN_REQUESTS, SOCKET_REQUESTS],
+        ),
+        Kind::Vcpu => (&[], &[VCPU_REQUESTS]),
+        Kind::Bus => (
+            &[EPOLL, CLIENTS, CHANNELS],
+            &[BUS_REQUESTS, SOCKET_REQUESTS],
+        ),
+        Kind::Api => (&[EPOLL, CLIENTS], &[SOCKET_REQUESTS]),
+        Kind::Output => (&[], &[]),
+    };
+    let mut rules = Rules::new();
+    for call in [EVERY].iter().chain(calls).copied().flatten() {
+        rules.insert(*call, vec![]);
+    }
+    let requests = requests.iter().chain(&[TERMINAL_REQUESTS]).copied();
+    let requests = requests.flatten().map(|request| rule(1, Eq, *request));
+    rules.insert(SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    // Not executable.
+    for call in [SYS_mmap, SYS_mprotect] {
+        rules.insert(call, vec![rule(2, MaskedEq(number(libc::PROT_EXEC)), 0)?]);
+    }
+    // The name of the thread, for the words about a forbidden call.
+    let mut prctl = vec![rule(0, Eq, number(libc::PR_GET_NAME))?];
+    // Programs with debug assertions see whether what they close is open.
+    let mut fcntl = vec![rule(1, Eq, number(libc::F_GETFD))?];
+    if matches!(kind, Kind::Main | Kind::Bus) {
+        for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL] {
+            fcntl.push(rule(1, Eq, number(command))?);
+        }
+        rules.insert(SYS_socket, vec![rule(0, Eq, number(libc::AF_UNIX))?]);
+    }
+    if kind == Kind::Main {
+        // The threads that it starts, each of which puts itself under its own
+        // filters.
+        let thread = number(libc::CLONE_THREAD);
+        rules.insert(SYS_clone, vec![rule(0, MaskedEq(thread), thread)?]);
+        for option in [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS] {
+            prctl.push(rule(0, Eq, number(option))?);
+        }
+        let set = libc::SECCOMP_SET_MODE_FILTER.into();
+        rules.insert(SYS_seccomp, vec![rule(0, Eq, set)?]);
+    }
+    rules.insert(SYS_prctl, prctl);
+    rules.insert(SYS_fcntl, fcntl);
+    Ok(rules)
+}
+
+/// The argument with this index, 32 bits of it, is like that.
+fn rule(index: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)?;
+    SeccompRule::new(vec![condition])
+}
+
+/// Of the C library's constants, none of which is negative.
+fn number(constant: i32) -> u64 {
+    constant.unsigned_abs().into()
+}
+
+const fn none(number: u32) -> u64 {
+    ioctl_expr(_IOC_NONE, KVMIO, number, 0)
+}
+
+const fn read<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_READ, KVMIO, number, size::<T>())
+}
+
+const fn write<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_WRITE, KVMIO, number, size::<T>())
+}
+
+const fn both<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_READ | _IOC_WRITE, KVMIO, number, size::<T>())
+}
+
+/// Structures of KVM's; the widest has some KiB.
+#[allow(clippy::cast_possible_truncation)]
+const fn size<T>() -> u32 {
+    size_of::<T>() as u32
+}

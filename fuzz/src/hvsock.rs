@@ -115,6 +115,10 @@ impl Step for Event {
     }
 }
 
+/// The rings of a connection.
+const OUTGOING: u8 = 1;
+const INCOMING: u8 = 2;
+
 /// Connections at a time.
 const CONNECTIONS: usize = 4;
 /// Memory for rings is not given back by the mock guest.
@@ -208,6 +212,8 @@ struct Connection {
     channel: Option<GuestChannel>,
     /// The offer was taken back.
     rescinded: bool,
+    /// Rings whose indices the guest has changed.
+    mad: u8,
 }
 
 struct Fuzz {
@@ -260,6 +266,7 @@ impl Fuzz {
             host,
             channel: None,
             rescinded: false,
+            mad: 0,
         });
     }
 
@@ -267,9 +274,17 @@ impl Fuzz {
         self.connections[usize::from(n) % CONNECTIONS].as_mut()
     }
 
-    fn with_channel(&mut self, n: u8, run: impl FnOnce(&mut MockGuest, &mut GuestChannel)) {
+    /// Unless the guest has changed the indices of this ring: then there is no
+    /// telling what is in it, and the mock guest cannot use it.
+    fn with_channel(
+        &mut self,
+        n: u8,
+        ring: u8,
+        run: impl FnOnce(&mut MockGuest, &mut GuestChannel),
+    ) {
         let slot = usize::from(n) % CONNECTIONS;
         let connection = self.connections[slot].as_mut();
+        let connection = connection.filter(|one| one.mad & ring == 0);
         if let Some(channel) = connection.and_then(|one| one.channel.as_mut()) {
             run(&mut self.guest, channel);
         }
@@ -294,41 +309,45 @@ impl Fuzz {
                 let data = bytes.repeat(usize::from(times % 256) + 1);
                 let size = u32::try_from(data.len()).unwrap();
                 let packet = [&PipeHeader::data(size).to_bytes(), &data[..]].concat();
-                self.with_channel(n, |guest, channel| {
+                self.with_channel(n, OUTGOING, |guest, channel| {
                     guest.send(channel, 1, &packet);
                 });
             }
-            Event::Packet(n, bytes) => self.with_channel(n, |guest, channel| {
+            Event::Packet(n, bytes) => self.with_channel(n, OUTGOING, |guest, channel| {
                 guest.send(channel, 1, &bytes);
             }),
-            Event::Fin(n) => self.with_channel(n, |guest, channel| {
+            Event::Fin(n) => self.with_channel(n, OUTGOING, |guest, channel| {
                 guest.send(channel, 1, &PipeHeader::data(0).to_bytes());
             }),
-            Event::Read(n, count) => self.with_channel(n, |guest, channel| {
+            Event::Read(n, count) => self.with_channel(n, INCOMING, |guest, channel| {
                 for _ in 0..count {
-                    let (write, read) = channel.incoming.indices();
-                    let size = channel.incoming.size();
-                    // What the guest wrote itself makes no sense to read.
-                    if write >= size || read >= size || guest.receive(channel).is_none() {
+                    if guest.receive(channel).is_none() {
                         return;
                     }
                 }
             }),
-            Event::Control(n, own, word, value) => self.with_channel(n, |_, channel| {
-                let ring = if own {
-                    &channel.outgoing
-                } else {
-                    &channel.incoming
-                };
-                let (write, read) = ring.indices();
-                match word % 4 {
-                    0 => ring.set_indices(value.into(), read),
-                    1 => ring.set_indices(write, value.into()),
-                    2 => ring.set_mask(value & 1 != 0),
-                    _ => ring.set_pending_send_sz(value.into()),
+            Event::Control(n, own, word, value) => {
+                if let Some(connection) = self.of(n)
+                    && word % 4 < 2
+                {
+                    connection.mad |= if own { OUTGOING } else { INCOMING };
                 }
-            }),
-            Event::Signal(n) => self.with_channel(n, |guest, channel| {
+                self.with_channel(n, 0, |_, channel| {
+                    let ring = if own {
+                        &channel.outgoing
+                    } else {
+                        &channel.incoming
+                    };
+                    let (write, read) = ring.indices();
+                    match word % 4 {
+                        0 => ring.set_indices(value.into(), read),
+                        1 => ring.set_indices(write, value.into()),
+                        2 => ring.set_mask(value & 1 != 0),
+                        _ => ring.set_pending_send_sz(value.into()),
+                    }
+                });
+            }
+            Event::Signal(n) => self.with_channel(n, 0, |guest, channel| {
                 guest.signal(channel.relid);
             }),
             Event::Room(n, room) => self.with_host(n, |end| end.room = room.into()),
@@ -365,6 +384,7 @@ impl Fuzz {
             return;
         }
         self.opens += 1;
+        connection.mad = 0;
         connection.channel = self.guest.open(connection.relid, pages).ok();
     }
 

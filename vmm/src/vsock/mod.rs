@@ -21,7 +21,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vmbus::host::Host;
@@ -32,7 +31,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::memory::GuestMemory;
 use crate::sys;
 use greeting::{Greeting, Heard};
-use stream::UnixEnd;
+use stream::{Signs, UnixEnd};
 
 type Bus = Host<GuestMemory>;
 
@@ -100,8 +99,7 @@ enum End {
 /// A connection, as far as the epoll loop knows it.
 struct Connection {
     relid: Relid,
-    /// Both directions of the Unix socket are closed.
-    gone: Arc<AtomicBool>,
+    signs: Arc<Signs>,
 }
 
 /// The sockets of one machine.
@@ -218,19 +216,16 @@ impl Vsock {
     /// Something happened to an end.
     pub fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
         let id = token.wrapping_sub(self.base);
-        let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         match self.ends.get_mut(&id) {
             Some(End::Connection(connection)) => {
-                if gone {
-                    connection.gone.store(true, Ordering::Relaxed);
-                }
+                connection.signs.note(events);
                 host.poke(now, connection.relid);
             }
             Some(End::Greeting(greeting)) => match greeting.hear() {
                 Heard::NotYet => {}
                 Heard::Nonsense => self.dismiss(id, "expected CONNECT PORT or CONNECT GUID"),
                 Heard::Gone => self.dismiss(id, ""),
-                Heard::Connect(service) => self.connect(host, now, id, service, gone),
+                Heard::Connect(service) => self.connect(host, now, id, service, events),
             },
             // An event from before it went.
             None => {}
@@ -249,7 +244,7 @@ impl Vsock {
     }
 
     /// A client wants a service of the guest.
-    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, gone: bool) {
+    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, events: EventSet) {
         if self.connections.len() >= self.settings.max_connections {
             return self.dismiss(id, "too many connections");
         }
@@ -257,18 +252,19 @@ impl Vsock {
             return;
         };
         self.greetings -= 1;
-        let gone = Arc::new(AtomicBool::new(gone));
+        let signs = Arc::new(Signs::new());
+        signs.note(events);
         let stream = UnixEnd::new(
             greeting.into_client(),
             Arc::clone(&self.epoll),
             self.base + id,
-            Arc::clone(&gone),
+            Arc::clone(&signs),
         );
         let name = port_of(&service).map_or_else(|| service.to_string(), |port| port.to_string());
         let stream = Box::new(stream.answering(&name));
         let socket = Socket::connecting(now, service, self.instances.next(), stream);
         match host.offer(now, Box::new(socket)) {
-            Ok(relid) => self.connected(id, relid, gone),
+            Ok(relid) => self.connected(id, relid, signs),
             // The client hears it from the stream, which is dropped with the device.
             Err(error) => log::debug!("vsock: {error}"),
         }
@@ -314,28 +310,28 @@ impl Vsock {
         id: u64,
     ) -> io::Result<()> {
         self.watch(&client, id, ControlOperation::Add)?;
-        let gone = Arc::new(AtomicBool::new(false));
+        let signs = Arc::new(Signs::new());
         let stream = UnixEnd::new(
             client,
             Arc::clone(&self.epoll),
             self.base + id,
-            Arc::clone(&gone),
+            Arc::clone(&signs),
         );
         let socket = Socket::accepting(now, request, Box::new(stream));
         let relid = host
             .offer(now, Box::new(socket))
             .map_err(io::Error::other)?;
-        self.connected(id, relid, gone);
+        self.connected(id, relid, signs);
         Ok(())
     }
 
-    fn connected(&mut self, id: u64, relid: Relid, gone: Arc<AtomicBool>) {
+    fn connected(&mut self, id: u64, relid: Relid, signs: Arc<Signs>) {
         if let Some(before) = self.connections.insert(relid, id) {
             // Its release is on its way to us, and its number in use again.
             self.ends.remove(&before);
         }
         self.ends
-            .insert(id, End::Connection(Connection { relid, gone }));
+            .insert(id, End::Connection(Connection { relid, signs }));
     }
 
     /// The guest has released a channel.

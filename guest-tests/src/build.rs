@@ -55,6 +55,14 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     Ok(paths::target().join("guest").join(name))
 }
 
+/// Builds a program of the workspace as users get it and gives its path.
+pub fn released(package: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", package, "--bin", name, "--release"]);
+    run(command)?;
+    Ok(paths::target().join("release").join(name))
+}
+
 /// Cargo in our workspace, as the one that runs us would be called by a user.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -4,6 +4,7 @@
 mod api;
 mod boot;
 mod console;
+mod cost;
 mod fcopy;
 mod kvp;
 mod lifecycle;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<Case> {
         api::CASES,
         systemd::CASES,
         vsock::CASES,
+        cost::CASES,
     ]
     .concat()
 }

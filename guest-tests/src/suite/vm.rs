@@ -118,26 +118,8 @@ impl<'a> Setup<'a> {
 
     /// Starts it, with pipes instead of a terminal.
     pub fn launch(&self) -> Outcome<Vm> {
-        let (mut command, events) = self.command();
-        let stderr = events.with_extension("stderr");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&stderr)?)
-            .spawn()?;
-        let stdin = child.stdin.take();
-        let Some(stdout) = child.stdout.take() else {
-            return Err(Failure("no pipe to vmm".to_owned()));
-        };
-        let console = Console::collect(stdout, &events.with_extension("serial"))?;
-        Ok(Vm {
-            child,
-            stdin,
-            console,
-            events,
-            stderr,
-            last_id: 0,
-        })
+        let (command, events) = self.command();
+        Vm::start(command, events)
     }
 
     /// Starts it and waits for the agent.
@@ -172,6 +154,30 @@ pub struct Shell {
 }
 
 impl Vm {
+    /// Starts a command whose standard input and output are a guest's console.
+    /// Its logs are named like its event log.
+    pub fn start(mut command: Command, events: PathBuf) -> Outcome<Self> {
+        let stderr = events.with_extension("stderr");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&stderr)?)
+            .spawn()?;
+        let stdin = child.stdin.take();
+        let Some(stdout) = child.stdout.take() else {
+            return Err(Failure("no pipe to the machine".to_owned()));
+        };
+        let console = Console::collect(stdout, &events.with_extension("serial"))?;
+        Ok(Self {
+            child,
+            stdin,
+            console,
+            events,
+            stderr,
+            last_id: 0,
+        })
+    }
+
     /// Waits until the agent says hello, and gives its words.
     pub fn wait_agent(&mut self) -> Outcome<Hello> {
         self.wait_agent_within(BOOT)

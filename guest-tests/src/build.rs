@@ -86,6 +86,14 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     Ok(paths::target().join("guest").join(name))
 }
 
+/// Builds a program of the workspace as users get it and gives its path.
+pub fn released(package: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", package, "--bin", name, "--release"]);
+    run(command)?;
+    Ok(paths::target().join("release").join(name))
+}
+
 /// Builds an example of the workspace next to those, under `examples`.
 pub fn example(package: &str, name: &str) -> Result<()> {
     build(package, ["--example", name])

@@ -49,6 +49,18 @@ const SYSTEMD_MODULES: &[&str] = &["drivers/hv/", "drivers/ptp/", "hv_sock", "ex
 /// The image with systemd in it.
 pub const SYSTEMD: &str = "trixie-systemd";
 
+/// Modules of the image that benchmarks boot: both kinds of sockets.
+const BENCH_MODULES: &[&str] = &[
+    "drivers/hv/",
+    "hv_sock",
+    "virtio_pci",
+    "virtio_mmio",
+    "vmw_vsock_virtio_transport",
+];
+
+/// The kernel that benchmarks boot, as the published figures of others have it.
+const BENCH_KERNEL: &str = "bookworm-cloud";
+
 /// Modules of the nest's image, in the order they are loaded in.
 const NEST_MODULES: &[&str] = &[
     "virtio_pci",
@@ -94,6 +106,11 @@ impl Image {
     /// Where [`Image::guest`] puts the initial RAM disk.
     pub fn guest_path(name: &str) -> Result<PathBuf> {
         Ok(paths::cache("images")?.join(format!("guest-{name}.cpio")))
+    }
+
+    /// The image that benchmarks boot.
+    pub fn bench() -> Result<Self> {
+        Self::build("bench", Kernel::get(BENCH_KERNEL)?, BENCH_MODULES, None)
     }
 
     /// The image of the nest itself.

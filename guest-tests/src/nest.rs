@@ -79,6 +79,9 @@ pub const TOO_LONG: u32 = 124;
 /// How long the nest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// So much slower deterministic time may be.
+const ICOUNT: u32 = 4;
+
 impl Nest {
     /// Builds what it takes, starts it, and waits until it is up.
     ///
@@ -96,7 +99,8 @@ impl Nest {
     fn try_start(qemu: &Path, image: &Image, options: &Options) -> Result<Self> {
         let process = qemu::launch(qemu, image, options)?;
         let link = Link::start(process, options.icount)?;
-        let about = link.wait_until_up(Instant::now() + BOOT_LIMIT)?;
+        let times = if options.icount { ICOUNT } else { 1 };
+        let about = link.wait_until_up(Instant::now() + BOOT_LIMIT * times)?;
         Ok(Self {
             link,
             about,

@@ -115,7 +115,8 @@ impl BusThread {
         watch(&epoll, stop.as_raw_fd(), STOP)?;
         watch(&epoll, call_bell.as_raw_fd(), CALLS)?;
         if let Some(event) = hyperv.end_of_message_event() {
-            watch(&epoll, event.as_raw_fd(), END_OF_MESSAGE)?;
+            let nothing = EpollEvent::new(EventSet::empty(), END_OF_MESSAGE);
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), nothing)?;
         }
         let data = Data::new(Arc::clone(&settings.items), Arc::clone(&call_bell));
         let services = settings.services;
@@ -141,6 +142,9 @@ impl BusThread {
             trace: settings.trace.clone(),
             traced: false,
             cpus,
+            stale: true,
+            posted: false,
+            watches_eom: false,
             start: Instant::now(),
         };
         let handle = sandbox::spawn(Kind::Bus, "bus".into(), move || {
@@ -198,6 +202,13 @@ struct Loop {
     trace: Trace,
     traced: bool,
     cpus: u32,
+    /// There may be something new to learn from the services. While there is
+    /// not, streams run past them.
+    stale: bool,
+    /// Messages were posted, and may wait for their slot.
+    posted: bool,
+    /// EOM is listened to.
+    watches_eom: bool,
     start: Instant,
 }
 
@@ -207,9 +218,8 @@ impl Loop {
         loop {
             self.trace();
             self.toggle_test_devices();
-            let now = self.now();
-            self.services.offer(&mut self.host, now);
             self.do_actions();
+            self.watch_end_of_message()?;
             if self.traced {
                 self.trace.flush();
             }
@@ -228,6 +238,7 @@ impl Loop {
                             let _ = event.read();
                         }
                         self.hyperv.end_of_message(self.cpus);
+                        self.stale = true;
                     }
                     LISTENER => self.sockets.accept(),
                     token if token >= SOCKETS => self.socket(token, event.event_set()),
@@ -267,6 +278,32 @@ impl Loop {
         })
     }
 
+    /// KVM tells of each interrupt that a guest has seen to, not only of messages
+    /// read. So it is listened to only while messages wait for their slot; what
+    /// it has told meanwhile is in the eventfd's count, and looked at first.
+    fn watch_end_of_message(&mut self) -> io::Result<()> {
+        if !self.posted {
+            return Ok(());
+        }
+        let Some(event) = self.hyperv.end_of_message_event() else {
+            return Ok(());
+        };
+        let waiting = self.hyperv.has_queued_messages(self.cpus);
+        self.posted = waiting;
+        if self.watches_eom != waiting {
+            let events = if waiting {
+                EventSet::IN
+            } else {
+                EventSet::empty()
+            };
+            let event_of = EpollEvent::new(events, END_OF_MESSAGE);
+            self.epoll
+                .ctl(ControlOperation::Modify, event.as_raw_fd(), event_of)?;
+            self.watches_eom = waiting;
+        }
+        Ok(())
+    }
+
     fn messages(&mut self) -> io::Result<()> {
         let _ = self.from_guest.bell.read();
         for _ in 0..MESSAGES_PER_TURN {
@@ -288,6 +325,7 @@ impl Loop {
     }
 
     fn take_calls(&mut self) {
+        self.stale = true;
         let _ = self.call_bell.read();
         while let Ok(call) = self.calls.try_recv() {
             let now = self.now();
@@ -349,8 +387,7 @@ impl Loop {
             return;
         };
         // It may have been closed by an event before this one.
-        if let Some(channel) = self.channels.get(&relid) {
-            let _ = channel.event.read();
+        if self.channels.contains_key(&relid) {
             self.host.handle_event(self.now(), relid);
         }
     }
@@ -359,12 +396,18 @@ impl Loop {
     /// read its messages first.
     fn do_actions(&mut self) {
         let now = self.now();
-        self.services.settle(&mut self.host, now);
-        self.sockets.tell(&self.host, now);
+        if std::mem::take(&mut self.stale) | self.host.take_touched() {
+            self.services.offer(&mut self.host, now);
+            self.services.settle(&mut self.host, now);
+            self.sockets.tell(&self.host, now);
+        }
         while let Some(action) = self.host.poll_action() {
+            // Signals are many and change nothing here.
+            self.stale |= !matches!(action, Action::SignalEvent { .. });
             match action {
                 Action::DiscardMessages => self.hyperv.discard_messages(),
                 Action::PostMessage { vp, sint, message } => {
+                    self.posted = true;
                     let payload = message.emit();
                     match self
                         .hyperv
@@ -417,11 +460,11 @@ impl Loop {
 
     fn bind(&mut self, relid: Relid, connection_id: u32) -> io::Result<()> {
         let event = eventfd()?;
-        watch(
-            &self.epoll,
-            event.as_raw_fd(),
-            CHANNELS + u64::from(relid.0),
-        )?;
+        // By its edges, so that it never has to be read.
+        let token = CHANNELS + u64::from(relid.0);
+        let edges = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        self.epoll
+            .ctl(ControlOperation::Add, event.as_raw_fd(), edges)?;
         self.hyperv.bind_signal(connection_id, event.try_clone()?);
         self.channels.insert(
             relid,
@@ -472,7 +515,7 @@ impl Loop {
     }
 }
 
-/// An open channel's eventfd, and the connection that it is bound to.
+/// An open channel's eventfd, which is held open, and the connection that it is bound to.
 struct Bound {
     event: EventFd,
     connection_id: u32,

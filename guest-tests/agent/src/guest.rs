@@ -7,6 +7,7 @@
 //! * `agent.modules=a,b`: load these (with what they need) before serving.
 //! * `agent.tty=NAME`: the console to serve on, `ttyS0` unless said.
 //! * `agent.ignore-shutdown`: see [`crate::power`].
+//! * `agent.mark`: say `agent: init` first of all, for those who measure.
 
 mod clock;
 mod facts;
@@ -28,6 +29,9 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 
 /// Silences the kernel's talk (a panic still shows) and loads what was asked for.
 pub fn prepare() {
+    if cmdline_has("agent.mark") {
+        println!("agent: init");
+    }
     set_console_loglevel(1);
     let _ = Command::new("/bin/busybox")
         .args(["ip", "link", "set", "lo", "up"])

@@ -20,6 +20,7 @@ mod power;
 mod process;
 #[allow(unsafe_code)] // Each block says why it is sound.
 mod raw;
+mod stream;
 mod uio;
 mod vsock;
 

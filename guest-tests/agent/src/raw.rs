@@ -93,8 +93,13 @@ const HOST: u32 = 2;
 
 /// A stream socket to a port of the host.
 pub fn vsock_connect(port: u32) -> io::Result<OwnedFd> {
+    vsock_connect_to(HOST, port)
+}
+
+/// A stream socket to a port of a machine.
+pub fn vsock_connect_to(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let socket = vsock()?;
-    let address = vsock_address(HOST, port);
+    let address = vsock_address(cid, port);
     let (pointer, len) = (&raw const address, size_of::<libc::sockaddr_vm>());
     // SAFETY: the pointer is to an address of that length, which is only read.
     let result = unsafe { libc::connect(socket.as_raw_fd(), pointer.cast(), to_len(len)) };
@@ -106,7 +111,7 @@ pub fn vsock_bind(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock()?;
     let address = vsock_address(libc::VMADDR_CID_ANY, port);
     let (pointer, len) = (&raw const address, size_of::<libc::sockaddr_vm>());
-    // SAFETY: as in `vsock_connect`.
+    // SAFETY: as in `vsock_connect_to`.
     let result = unsafe { libc::bind(socket.as_raw_fd(), pointer.cast(), to_len(len)) };
     checked(result).map(|()| socket)
 }

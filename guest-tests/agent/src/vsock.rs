@@ -13,6 +13,7 @@ use guest_agent::exchange::{echo, exchange};
 use rustix::net;
 
 use crate::raw::{vsock_bind, vsock_connect};
+use crate::stream;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -29,6 +30,8 @@ pub fn run(name: &str, args: &[OsString]) -> ExitCode {
         "vsock-echo" => port().and_then(serve),
         "vsock-exchange" => port().and_then(|port| many(port, number(1)?, number(2)?)),
         "vsock-short" => port().and_then(|port| short(port, number(1)?)),
+        "vsock-bench" => port().and_then(stream::serve),
+        "vsock-drive" => stream::drive(args),
         _ => Err(io::Error::other("no such role")),
     };
     match result {

@@ -11,7 +11,7 @@ use guest_tests::cases;
 use guest_tests::error::{Result, failed};
 use guest_tests::kernels::DEFAULT;
 use guest_tests::suite::{Context, seccomp};
-use guest_tests::{demo, forward, runner};
+use guest_tests::{bench, demo, forward, runner};
 
 /// Guest tests: each boots stock kernels in `vmm` and judges what they do.
 #[derive(Debug, Parser)]
@@ -41,6 +41,32 @@ enum Cmd {
     Relay {
         /// The socket
         socket: PathBuf,
+    },
+    /// Measures, for `cargo xtask bench --guest`.
+    Bench {
+        /// The vmm to measure
+        #[arg(long)]
+        vmm: PathBuf,
+        /// The agent, for this end of streams
+        #[arg(long)]
+        agent: PathBuf,
+        /// The bzImage
+        #[arg(long)]
+        vmlinuz: PathBuf,
+        /// The ELF file in it
+        #[arg(long)]
+        vmlinux: PathBuf,
+        /// The initial RAM disk
+        #[arg(long)]
+        initramfs: PathBuf,
+        /// The peer
+        #[arg(long, default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// Where the figures go
+        #[arg(long)]
+        out: PathBuf,
+        /// Only these parts
+        only: Vec<String>,
     },
     /// Runs one case; ends with 0 if it passed.
     Run {
@@ -85,6 +111,30 @@ fn main() -> ExitCode {
             let relayed = forward::relay(&socket);
             end(relayed.map_err(|error| failed("relay", error.to_string())))
         }
+        Cmd::Bench {
+            vmm,
+            agent,
+            vmlinuz,
+            vmlinux,
+            initramfs,
+            qemu,
+            out,
+            only,
+        } => end(runner::log_dir("bench").and_then(|dir| {
+            let mut ground = bench::Ground {
+                vmm,
+                qemu,
+                agent,
+                vmlinuz,
+                vmlinux,
+                initramfs,
+                dir,
+                out: out.clone(),
+            };
+            let found = ground.settle_in().and_then(|()| bench::run(&ground, &only));
+            let found = found.map_err(|failure| failed("bench", failure.to_string()))?;
+            fs::write(&out, found.to_string()).map_err(|error| failed("bench", error.to_string()))
+        })),
         Cmd::Run {
             case,
             kernel,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use guest_tests::bench::command::{self, Wish as Measure};
 use guest_tests::demo;
 use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
@@ -83,6 +84,17 @@ enum Cmd {
         #[arg(long, default_value = "60")]
         seconds: u64,
     },
+    /// Measures: the protocol's own speed, or with --guest what guests cost beside QEMU.
+    Bench {
+        /// Guests in the nest, in deterministic time
+        #[arg(long)]
+        guest: bool,
+        /// Print the figures as JSON
+        #[arg(long)]
+        json: bool,
+        /// Only what has one of these words in its name
+        only: Vec<String>,
+    },
     /// Builds a guest's kernel and initial RAM disk and prints their paths.
     Image {
         /// bullseye, bookworm, bookworm-cloud, bookworm-rt, trixie, sid or trixie-systemd
@@ -130,6 +142,15 @@ fn main() -> ExitCode {
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }
         Cmd::Fuzz { target, seconds } => (fuzz::fuzz(target.as_deref(), seconds), 1),
+        Cmd::Bench { guest, json, only } => {
+            let wish = Measure { json, only };
+            let measured = if guest {
+                command::guest(&wish)
+            } else {
+                command::protocol(&wish)
+            };
+            (measured, 1)
+        }
         Cmd::Image {
             name,
             json,

@@ -166,7 +166,8 @@ pub struct Shell {
 }
 
 impl Vm {
-    /// Starts a command of [`Setup::command`], with pipes instead of a terminal.
+    /// Starts a command whose standard input and output are a guest's console.
+    /// Its logs are named like its event log.
     pub fn start(mut command: Command, events: PathBuf) -> Outcome<Self> {
         let stderr = events.with_extension("stderr");
         let mut child = command
@@ -176,7 +177,7 @@ impl Vm {
             .spawn()?;
         let stdin = child.stdin.take();
         let Some(stdout) = child.stdout.take() else {
-            return Err(Failure("no pipe to vmm".to_owned()));
+            return Err(Failure("no pipe to the machine".to_owned()));
         };
         let console = Console::collect(stdout, &events.with_extension("serial"))?;
         Ok(Self {

@@ -31,6 +31,7 @@ pub struct Channel<'a> {
     /// Ring bytes of the packet that last did not fit.
     pub(super) needed: &'a mut Option<u32>,
     pub(super) broken: &'a mut Option<RingError>,
+    pub(super) buffer: &'a mut Vec<u8>,
     pub(super) tracer: Option<&'a mut dyn Tracer>,
 }
 
@@ -95,6 +96,17 @@ impl Channel<'_> {
         let most = self.outgoing.size().min(0xffff * 8);
         let overhead = 16 + 8 + 8;
         usize::try_from(most.saturating_sub(overhead)).unwrap_or(0)
+    }
+
+    /// Memory for what a device is about to send, whatever is in it: the same for
+    /// all devices, so that none has to allocate. Give it back when done.
+    pub fn take_buffer(&mut self) -> Vec<u8> {
+        std::mem::take(self.buffer)
+    }
+
+    /// Gives the memory back.
+    pub fn return_buffer(&mut self, buffer: Vec<u8>) {
+        *self.buffer = buffer;
     }
 
     /// The channel's number.

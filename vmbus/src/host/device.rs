@@ -23,6 +23,63 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
 }
 
+/// The most packets of a [`Batch`]: what fits into an array that is no burden.
+pub const MAX_BATCH: usize = 16;
+
+/// A packet of a batch: its header, and where its bytes are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) packet_type: PacketType,
+    pub(super) flags: PacketFlags,
+    pub(super) transaction_id: u64,
+    /// Where the extended header, the payload and the next packet begin.
+    pub(super) bounds: [usize; 3],
+}
+
+impl Piece {
+    /// Of no packet.
+    pub(super) const NONE: Self = Self {
+        packet_type: PacketType::IN_BAND,
+        flags: PacketFlags::empty(),
+        transaction_id: 0,
+        bounds: [0; 3],
+    };
+}
+
+/// Packets from the guest, copied out of its ring once.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) pieces: &'a [Piece],
+}
+
+impl<'a> Batch<'a> {
+    /// How many there are: at least one, at most [`MAX_BATCH`].
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether there are none, which a device is never shown.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// The packets, in the guest's order.
+    pub fn iter(&self) -> impl Iterator<Item = Packet<'a>> + use<'a> {
+        let bytes = self.bytes;
+        self.pieces.iter().map(move |piece| {
+            let [extended, payload, end] = piece.bounds;
+            Packet {
+                packet_type: piece.packet_type,
+                flags: piece.flags,
+                transaction_id: piece.transaction_id,
+                extended_header: bytes.get(extended..payload).unwrap_or_default(),
+                payload: bytes.get(payload..end).unwrap_or_default(),
+            }
+        })
+    }
+}
+
 /// What a device did with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -65,6 +122,36 @@ pub trait Device: Any + Send {
         channel: &mut Channel<'_>,
         packet: &Packet<'_>,
     ) -> Result<Flow, DeviceError>;
+
+    /// How many packets the device wants to be shown at a time, if there are so
+    /// many: more than one only if it has [`packets`](Self::packets).
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// The guest sent these packets, one after the other, and maybe more. Says
+    /// how many the device is done with; it cannot take the rest now, which is
+    /// shown again as with [`Flow::Later`].
+    fn packets(
+        &mut self,
+        now: Duration,
+        channel: &mut Channel<'_>,
+        batch: &Batch<'_>,
+    ) -> Result<usize, DeviceError> {
+        for (place, packet) in batch.iter().enumerate() {
+            if self.packet(now, channel, &packet)? == Flow::Later {
+                return Ok(place);
+            }
+        }
+        Ok(batch.len())
+    }
+
+    /// Whether serving the device may change what the embedder asks it for. A
+    /// device that deals with all of it by itself says no, and the embedder
+    /// need not look each time: see [`Host::take_touched`](super::Host::take_touched).
+    fn tells(&self) -> bool {
+        true
+    }
 
     /// A packet was put off. `last` is the payload of the packet that was sent
     /// last, if it is of one word, as those are that say goodbye.

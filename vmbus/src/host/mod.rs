@@ -43,9 +43,9 @@ use crate::bus::{
 use crate::synic::HvStatus;
 use crate::wire::{GuestMessage, Relid, TlConnectRequest};
 pub use channel::{Channel, SendError};
-pub use device::{Device, DeviceError, Flow, Packet};
+pub use device::{Batch, Device, DeviceError, Flow, MAX_BATCH, Packet};
 pub use echo::{ECHO_INSTANCE, ECHO_TYPE, EchoDevice};
-use serve::{OpenChannel, Served};
+use serve::{OpenChannel, Scratch, Served};
 pub use trace::{TraceEvent, Tracer};
 
 /// Packets of one channel that are served before the others get their turn.
@@ -120,9 +120,10 @@ pub struct Host<M> {
     /// Channels that have more to do.
     ready: VecDeque<Relid>,
     actions: VecDeque<Action>,
-    /// A packet is copied here before its device sees it: at most 512 KiB.
-    scratch: Vec<u8>,
+    scratch: Scratch,
     tracer: Option<Box<dyn Tracer>>,
+    /// A device that tells was served.
+    touched: bool,
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
@@ -133,8 +134,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             slots: BTreeMap::new(),
             ready: VecDeque::new(),
             actions: VecDeque::new(),
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
             tracer: None,
+            touched: false,
         }
     }
 
@@ -223,6 +225,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
     /// Puts an action back as the next one: the host cannot do it now.
     pub fn defer(&mut self, action: Action) {
         self.actions.push_front(action);
+    }
+
+    /// Whether a device that [tells](Device::tells) was served since the last
+    /// call: if not, there is nothing new to ask of any.
+    pub fn take_touched(&mut self) -> bool {
+        std::mem::take(&mut self.touched)
     }
 
     /// Actions that wait.
@@ -355,6 +363,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
         let Some(slot) = self.slots.get_mut(&relid) else {
             return;
         };
+        self.touched |= slot.device.tells();
         if served.violation.is_some() {
             slot.close(now);
         }
@@ -434,7 +443,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
         };
         slot.open = Some(OpenChannel::new(rings, user_data));
         let mut tracer = self.tracer.as_deref_mut();
-        let served = slot.opened(now, relid, &mut tracer);
+        let served = slot.opened(now, relid, &mut self.scratch, &mut tracer);
         self.finish(now, relid, &served);
         // The guest may have sent before it heard that the channel is open.
         self.serve(now, relid);

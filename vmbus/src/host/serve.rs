@@ -11,13 +11,26 @@
 
 use std::time::Duration;
 
-use super::{Channel, Device, Flow, MAX_PACKETS_PER_TURN, Packet, SendError, Slot, Tracer};
+use super::device::Piece;
+use super::{Batch, Channel, Device, MAX_BATCH, MAX_PACKETS_PER_TURN, SendError, Slot, Tracer};
 use crate::bus::Violation;
 use crate::host::trace::TraceEvent;
-use crate::ring::{RingError, RingPair};
+use crate::ring::{Mark, RingError, RingPair};
 use crate::wire::{Relid, USER_DEFINED_SIZE};
 
 type Trace<'a, 'b> = &'a mut Option<&'b mut (dyn Tracer + 'static)>;
+
+/// Bytes of a batch of several packets: it stays in the CPU's cache.
+const MAX_BATCH_BYTES: usize = 64 * 1024;
+
+/// Memory that all channels use, one after the other.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Packets are copied here before their device sees them: at most 512 KiB.
+    packets: Vec<u8>,
+    /// What devices are about to send.
+    sending: Vec<u8>,
+}
 
 /// What is kept of a channel while it is open.
 pub(super) struct OpenChannel {
@@ -27,8 +40,8 @@ pub(super) struct OpenChannel {
     needed: Option<u32>,
     /// The device is to be polled at the next turn.
     poll: bool,
-    /// The packet at the head of the ring was traced: it may be shown again.
-    traced: bool,
+    /// Packets at the head of the ring that were traced: they may be shown again.
+    traced: usize,
 }
 
 /// What serving a channel led to.
@@ -61,7 +74,7 @@ impl OpenChannel {
             user_data,
             needed: None,
             poll: false,
-            traced: false,
+            traced: 0,
         }
     }
 
@@ -75,6 +88,7 @@ impl OpenChannel {
         &mut self,
         now: Duration,
         relid: Relid,
+        buffer: &mut Vec<u8>,
         trace: Trace<'_, '_>,
         run: impl FnOnce(&mut Channel<'_>) -> T,
     ) -> Result<T, Fault> {
@@ -86,60 +100,95 @@ impl OpenChannel {
             user_data: &self.user_data,
             needed: &mut self.needed,
             broken: &mut broken,
+            buffer,
             tracer: trace.as_deref_mut().map(|tracer| tracer as &mut dyn Tracer),
         };
         let said = run(&mut channel);
         broken.map_or(Ok(said), |error| Err(Fault::Ring(error)))
     }
 
-    /// Shows up to a turn's worth of packets to the device. True if it stopped
-    /// for want of room, or because its turn is over.
+    /// Shows up to a turn's worth of packets to the device.
     fn drain(
         &mut self,
         device: &mut dyn Device,
         now: Duration,
         relid: Relid,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
         trace: Trace<'_, '_>,
     ) -> Result<Drained, Fault> {
-        for _ in 0..MAX_PACKETS_PER_TURN {
-            let Some(packet) = self.rings.incoming.peek()? else {
-                return Ok(Drained::Empty);
+        let mut left = MAX_PACKETS_PER_TURN;
+        while left > 0 {
+            let most = device.batch().clamp(1, MAX_BATCH).min(left);
+            let (mut pieces, mut marks) = ([Piece::NONE; MAX_BATCH], [Mark::default(); MAX_BATCH]);
+            let shown = self.gather(
+                pieces.iter_mut().zip(&mut marks).take(most),
+                &mut scratch.packets,
+            )?;
+            let batch = Batch {
+                bytes: &scratch.packets,
+                pieces: pieces.get(..shown).unwrap_or_default(),
             };
-            let extended = packet.extended_header.len();
-            let len = extended + packet.payload.len();
-            if scratch.len() < len {
-                scratch.resize(len, 0);
+            if batch.is_empty() {
+                return Ok(Drained::Empty);
             }
-            let Some((head, rest)) = scratch.split_at_mut_checked(extended) else {
+            if let Some(tracer) = trace {
+                for packet in batch.iter().skip(self.traced) {
+                    tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
+                }
+                self.traced = self.traced.max(shown);
+            }
+            let buffer = &mut scratch.sending;
+            let done = self.with_channel(now, relid, buffer, trace, |channel| {
+                device.packets(now, channel, &batch)
+            })?;
+            let done = done.map_err(|_| Fault::Device)?;
+            self.traced = self.traced.saturating_sub(done);
+            if let Some(mark) = marks.get(done).filter(|_| done < shown) {
+                self.rings.incoming.back_to(*mark);
+                return Ok(Drained::Stalled);
+            }
+            left -= shown;
+        }
+        Ok(Drained::TurnOver)
+    }
+
+    /// Copies the next packets out of the ring and advances past them. Says how
+    /// many; not more than one if they are large.
+    fn gather<'a>(
+        &mut self,
+        places: impl Iterator<Item = (&'a mut Piece, &'a mut Mark)>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<usize, Fault> {
+        let (mut shown, mut at) = (0, 0);
+        for (piece, mark) in places {
+            *mark = self.rings.incoming.mark();
+            let Some(packet) = self.rings.incoming.peek()? else {
+                break;
+            };
+            let payload = at + packet.extended_header.len();
+            let end = payload + packet.payload.len();
+            if shown > 0 && end > MAX_BATCH_BYTES {
+                break;
+            }
+            if scratch.len() < end {
+                scratch.resize(end, 0);
+            }
+            let Some(to) = scratch.get_mut(at..end) else {
                 return Err(Fault::Device);
             };
+            let (head, rest) = to.split_at_mut(packet.extended_header.len());
             packet.extended_header.copy_to(head);
-            let copied = packet.payload.copy_to(rest);
-            let packet = Packet {
+            packet.payload.copy_to(rest);
+            *piece = Piece {
                 packet_type: packet.packet_type,
                 flags: packet.flags,
                 transaction_id: packet.transaction_id,
-                extended_header: head,
-                payload: rest.get(..copied).unwrap_or_default(),
+                bounds: [at, payload, end],
             };
-            if let Some(tracer) = trace
-                && !std::mem::replace(&mut self.traced, true)
-            {
-                tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
-            }
-            let flow = self.with_channel(now, relid, trace, |channel| {
-                device.packet(now, channel, &packet)
-            })?;
-            match flow.map_err(|_| Fault::Device)? {
-                Flow::Done => {
-                    self.traced = false;
-                    self.rings.incoming.advance();
-                }
-                Flow::Later => return Ok(Drained::Stalled),
-            }
+            self.rings.incoming.advance();
+            (shown, at) = (shown + 1, end);
         }
-        Ok(Drained::TurnOver)
+        Ok(shown)
     }
 
     /// Makes what was read and written visible to the guest. True if it must be
@@ -193,12 +242,21 @@ impl Slot {
     }
 
     /// Tells the device that its channel is open.
-    pub(super) fn opened(&mut self, now: Duration, relid: Relid, trace: Trace<'_, '_>) -> Served {
+    pub(super) fn opened(
+        &mut self,
+        now: Duration,
+        relid: Relid,
+        scratch: &mut Scratch,
+        trace: Trace<'_, '_>,
+    ) -> Served {
         let Some(open) = &mut self.open else {
             return Served::default();
         };
         let device = &mut *self.device;
-        let said = open.with_channel(now, relid, trace, |channel| device.opened(now, channel));
+        let buffer = &mut scratch.sending;
+        let said = open.with_channel(now, relid, buffer, trace, |channel| {
+            device.opened(now, channel)
+        });
         match said {
             Ok(said) => {
                 note(relid, said);
@@ -214,7 +272,7 @@ impl Slot {
         &mut self,
         now: Duration,
         relid: Relid,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
         trace: Trace<'_, '_>,
     ) -> Served {
         let Some(open) = &mut self.open else {
@@ -231,7 +289,7 @@ impl OpenChannel {
         device: &mut dyn Device,
         now: Duration,
         relid: Relid,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
         trace: Trace<'_, '_>,
     ) -> Result<Served, Fault> {
         self.rings.incoming.mask();
@@ -239,7 +297,10 @@ impl OpenChannel {
         self.check_room()?;
         if std::mem::take(&mut self.poll) {
             // What the device could not send before comes before new packets.
-            let said = self.with_channel(now, relid, trace, |channel| device.poll(now, channel))?;
+            let buffer = &mut scratch.sending;
+            let said = self.with_channel(now, relid, buffer, trace, |channel| {
+                device.poll(now, channel)
+            })?;
             note(relid, said);
         }
         let drained = self.drain(device, now, relid, scratch, trace)?;

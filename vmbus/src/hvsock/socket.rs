@@ -2,11 +2,12 @@
 //! One connection.
 
 use std::fmt;
+use std::io::IoSlice;
 use std::time::Duration;
 
 use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT};
 use crate::bus::OfferSpec;
-use crate::host::{Channel, Device, DeviceError, Flow, Packet, SendError};
+use crate::host::{Batch, Channel, Device, DeviceError, Flow, MAX_BATCH, Packet, SendError};
 use crate::ring::PacketMeta;
 use crate::wire::{
     ChannelFlags, Guid, PIPE_DATA, PIPE_HEADER_SIZE, PacketType, PipeHeader, TlConnectRequest,
@@ -37,6 +38,11 @@ pub trait Stream: Send + 'static {
 
     /// Takes bytes from the guest and says how many, at least one.
     fn write(&mut self, data: &[u8]) -> Result<usize, StreamError>;
+
+    /// The same for bytes in several pieces, of which none is empty.
+    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
+        self.write(pieces.first().map_or(&[], |piece| piece))
+    }
 
     /// The guest sends nothing more.
     fn close_write(&mut self);
@@ -159,8 +165,22 @@ impl Socket {
     fn pump(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
         self.more = false;
         self.watch_silence(now, channel);
+        let mut buffer = channel.take_buffer();
+        let pumped = self.pump_with(channel, &mut buffer);
+        channel.return_buffer(buffer);
+        pumped
+    }
+
+    fn pump_with(
+        &mut self,
+        channel: &mut Channel<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), SendError> {
         let chunk = chunk_of(channel.max_payload());
-        let mut buffer = Vec::new();
+        if buffer.len() < chunk {
+            buffer.resize(chunk, 0);
+        }
+        let buffer = buffer.get_mut(..chunk).unwrap_or_default();
         for _ in 0..PACKETS_PER_TURN {
             let Some(stream) = self.stream.as_mut().filter(|_| !self.host_ended) else {
                 return self.send_fin(channel);
@@ -169,11 +189,10 @@ impl Socket {
             if !channel.has_room(PIPE_HEADER_SIZE + chunk)? {
                 return Ok(());
             }
-            buffer.resize(chunk, 0);
-            match stream.read(&mut buffer) {
+            match stream.read(buffer) {
                 Ok(0) | Err(StreamError::Gone) => self.host_ended = true,
                 Ok(len) => {
-                    let data = buffer.get(..len).unwrap_or(&buffer);
+                    let data = buffer.get(..len).unwrap_or_default();
                     // At most MAX_DATA.
                     let size = u32::try_from(data.len()).unwrap_or(0);
                     let header = PipeHeader::data(size).to_bytes();
@@ -185,6 +204,43 @@ impl Socket {
         }
         self.more = true;
         Ok(())
+    }
+
+    /// Gives the data of the packets from `first` on to the stream in one piece.
+    /// Says how many of them it has taken whole; `None` if the first has no data
+    /// for it.
+    fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<usize, StreamError>> {
+        let ended = self.deaf || self.guest_ended;
+        let stream = self.stream.as_mut().filter(|_| !ended)?;
+        let mut pieces = [IoSlice::new(&[]); MAX_BATCH];
+        let mut count = 0;
+        for (piece, packet) in pieces.iter_mut().zip(batch.iter().skip(first)) {
+            let skipped = if count == 0 { self.taken } else { 0 };
+            let Some(data) = data_of(&packet).and_then(|data| data.get(skipped..)) else {
+                break;
+            };
+            if data.is_empty() {
+                break;
+            }
+            *piece = IoSlice::new(data);
+            count += 1;
+        }
+        let pieces = pieces.get(..count).filter(|pieces| !pieces.is_empty())?;
+        let mut written = match stream.write_pieces(pieces) {
+            Ok(written) => written,
+            Err(error) => return Some(Err(error)),
+        };
+        (self.deadline, self.look_at) = (None, None);
+        let mut done = 0;
+        for piece in pieces {
+            match written.checked_sub(piece.len()) {
+                Some(rest) => written = rest,
+                None => break,
+            }
+            (done, self.taken) = (done + 1, 0);
+        }
+        self.taken += written.min(MAX_DATA);
+        Some(Ok(done))
     }
 
     fn send_fin(&mut self, channel: &mut Channel<'_>) -> Result<(), SendError> {
@@ -199,6 +255,15 @@ impl Socket {
         self.check_end();
         Ok(())
     }
+}
+
+/// What a packet carries, if it is one of a socket's.
+fn data_of<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
+    let (header, data) = PipeHeader::parse(packet.payload)?;
+    let sound = packet.packet_type == PacketType::IN_BAND
+        && header.flags == PIPE_DATA
+        && data.len() <= MAX_DATA;
+    sound.then_some(data)
 }
 
 /// Data bytes per packet: two packets fill a small ring, and no packet is larger
@@ -226,14 +291,8 @@ impl Device for Socket {
         _: &mut Channel<'_>,
         packet: &Packet<'_>,
     ) -> Result<Flow, DeviceError> {
-        let (header, data) = PipeHeader::parse(packet.payload).ok_or(DeviceError)?;
-        let sound = packet.packet_type == PacketType::IN_BAND
-            && header.flags == PIPE_DATA
-            && data.len() <= MAX_DATA
-            && !self.guest_ended;
-        if !sound {
-            return Err(DeviceError);
-        }
+        let data = data_of(packet).filter(|_| !self.guest_ended);
+        let data = data.ok_or(DeviceError)?;
         let Some(stream) = &mut self.stream else {
             // The end is on its way to the guest.
             return Ok(Flow::Done);
@@ -265,6 +324,35 @@ impl Device for Socket {
         }
         self.taken = 0;
         Ok(Flow::Done)
+    }
+
+    fn batch(&self) -> usize {
+        MAX_BATCH
+    }
+
+    fn packets(
+        &mut self,
+        now: Duration,
+        channel: &mut Channel<'_>,
+        batch: &Batch<'_>,
+    ) -> Result<usize, DeviceError> {
+        let mut done = 0;
+        while let Some(packet) = batch.iter().nth(done) {
+            match self.write_run(batch, done) {
+                Some(Ok(taken)) => done += taken,
+                Some(Err(StreamError::WouldBlock)) => break,
+                // What is no data, or has nobody to go to, is seen to one by one.
+                Some(Err(StreamError::Gone)) | None => match self.packet(now, channel, &packet)? {
+                    Flow::Done => done += 1,
+                    Flow::Later => break,
+                },
+            }
+        }
+        Ok(done)
+    }
+
+    fn tells(&self) -> bool {
+        false
     }
 
     fn stalled(&mut self, now: Duration, last: Option<[u8; 8]>) {

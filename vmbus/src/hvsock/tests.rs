@@ -2,6 +2,7 @@
 //! Sockets between the mock guest and streams in memory.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -27,6 +28,7 @@ struct End {
     refused: bool,
     guest_ended: bool,
     dropped: bool,
+    writes: usize,
 }
 
 #[derive(Clone)]
@@ -75,6 +77,13 @@ impl Stream for Handle {
             end.got.extend(&data[..len]);
             Ok(len)
         })
+    }
+
+    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
+        assert!(pieces.iter().all(|piece| !piece.is_empty()));
+        let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+        self.0.with(|end| end.writes += 1);
+        self.write(&all)
     }
 
     fn close_write(&mut self) {
@@ -249,6 +258,45 @@ fn a_stream_that_takes_nothing_stops_the_guest_and_loses_nothing() {
         }
     }
     assert_eq!(memory.with(|end| std::mem::take(&mut end.got)), data);
+}
+
+#[test]
+fn what_waits_in_the_ring_goes_to_the_stream_at_once() {
+    let (mut guest, mut channel, memory) = open(0, 32);
+    for number in 0..20 {
+        assert!(guest.send(&mut channel, 0, &frame(&[number; 4088])));
+    }
+    memory.with(|end| (end.room, end.writes) = (usize::MAX, 0));
+    poke(&mut guest, channel.relid);
+    let (got, writes) = memory.with(|end| (end.got.clone(), end.writes));
+    assert_eq!(got.len(), 20 * 4088);
+    assert!(
+        got.chunks(4088)
+            .zip(0..)
+            .all(|(data, number)| data == [number; 4088])
+    );
+    assert_eq!(writes, 2, "twenty packets are two batches");
+}
+
+#[test]
+fn a_batch_that_is_taken_in_part_goes_on_where_it_stopped() {
+    for step in [1, 7, 99, 100, 101, 250, 1000] {
+        let (mut guest, mut channel, memory) = open(0, 32);
+        let mut sent = Vec::new();
+        for number in 0..12 {
+            assert!(guest.send(&mut channel, 0, &frame(&[number; 100])));
+            sent.extend([number; 100]);
+        }
+        assert!(guest.send(&mut channel, 0, &frame(&[])));
+        for _ in 0..=1200 / step {
+            assert!(!memory.with(|end| end.guest_ended && end.got.len() < 1200));
+            memory.with(|end| end.room = step);
+            poke(&mut guest, channel.relid);
+        }
+        let (got, ended) = memory.with(|end| (end.got.clone(), end.guest_ended));
+        assert!(got == sent, "in steps of {step}");
+        assert!(ended, "the end comes behind the data");
+    }
 }
 
 #[test]

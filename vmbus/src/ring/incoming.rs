@@ -39,6 +39,10 @@ pub struct IncomingPacket<'a> {
     pub payload: PacketPayload<'a>,
 }
 
+/// A place in the ring between the last commit and the next packet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mark(u32);
+
 /// Bytes of a packet that are still in the ring.
 #[derive(Debug)]
 pub struct PacketPayload<'a> {
@@ -104,6 +108,18 @@ impl Incoming {
     #[inline]
     pub fn advance(&mut self) {
         self.reader.advance(std::mem::take(&mut self.peeked));
+    }
+
+    /// Where the next packet is, for [`back_to`](Self::back_to).
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.reader.cursor())
+    }
+
+    /// Back to a packet that was advanced past since the last commit: it and
+    /// those behind it come again.
+    pub(crate) fn back_to(&mut self, mark: Mark) {
+        self.peeked = 0;
+        self.reader.back_to(mark.0);
     }
 
     /// Back to where the last commit was: what was advanced past comes again.

@@ -126,6 +126,14 @@ impl Reader {
         self.cursor = self.read;
     }
 
+    /// Back to where the cursor was at some time since the last commit.
+    pub(crate) fn back_to(&mut self, cursor: u32) {
+        let at_most = self.uncommitted();
+        if distance(self.read, cursor, self.size) <= at_most {
+            self.cursor = cursor;
+        }
+    }
+
     /// Bytes peeked past and not committed.
     pub(crate) fn uncommitted(&self) -> u32 {
         distance(self.read, self.cursor, self.size)

@@ -48,6 +48,7 @@ use vm_memory::GuestMemoryBackend;
 pub use crate::mapped::MapError;
 use crate::mapped::{GuestPages, PAGE_SIZE, Stretch};
 use crate::wire::{PACKET_HEADER_SIZE, PACKET_TRAILER_SIZE, PacketHeader};
+pub(crate) use incoming::Mark;
 pub use incoming::{Incoming, IncomingPacket, PacketPayload};
 pub use outgoing::{Outgoing, PacketMeta};
 

@@ -213,6 +213,17 @@ impl Hyperv {
         }
     }
 
+    /// Whether messages wait for KVM to tell that a slot is free.
+    pub fn has_queued_messages(&self, cpus: u32) -> bool {
+        match &self.synic {
+            Synic::Kernel(synic, _) => {
+                let synic = synic.lock();
+                (0..cpus).any(|vp| synic.queued_messages(VpIndex(vp)) > 0)
+            }
+            Synic::User(_) => false,
+        }
+    }
+
     /// Sends a message to a VP.
     pub fn post_message(
         &self,

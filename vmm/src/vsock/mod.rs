@@ -24,7 +24,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -38,7 +37,7 @@ use crate::sys;
 use greeting::{Greeting, Heard, Wanted};
 use registry::{Registry, ServiceName};
 pub use service::{SocketSettings, Sockets};
-use stream::UnixEnd;
+use stream::{Signs, UnixEnd};
 
 type Bus = Host<GuestMemory>;
 
@@ -111,8 +110,7 @@ enum End {
 struct Connection {
     relid: Relid,
     service: Guid,
-    /// Both directions of the Unix socket are closed.
-    gone: Arc<AtomicBool>,
+    signs: Arc<Signs>,
 }
 
 /// The sockets of one machine.
@@ -236,12 +234,9 @@ impl Vsock {
     /// Something happened to an end.
     fn event(&mut self, host: &mut Bus, now: Duration, token: u64, events: EventSet) {
         let id = token.wrapping_sub(self.base);
-        let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         match self.ends.get_mut(&id) {
             Some(End::Connection(connection)) => {
-                if gone {
-                    connection.gone.store(true, Ordering::Relaxed);
-                }
+                connection.signs.note(events);
                 host.poke(now, connection.relid);
             }
             Some(End::Greeting(greeting)) => match greeting.hear() {
@@ -249,7 +244,7 @@ impl Vsock {
                 Heard::Nonsense => self.dismiss(id, "expected CONNECT and a port, GUID or name"),
                 Heard::Gone => self.dismiss(id, ""),
                 Heard::Connect(wanted) => match self.resolve(wanted) {
-                    Ok(service) => self.connect(host, now, id, service, gone),
+                    Ok(service) => self.connect(host, now, id, service, events),
                     Err(why) => self.dismiss(id, &why),
                 },
             },
@@ -287,23 +282,24 @@ impl Vsock {
     }
 
     /// A client wants a service of the guest.
-    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, gone: bool) {
+    fn connect(&mut self, host: &mut Bus, now: Duration, id: u64, service: Guid, events: EventSet) {
         let Some(End::Greeting(greeting)) = self.ends.remove(&id) else {
             return;
         };
         self.greetings -= 1;
-        let gone = Arc::new(AtomicBool::new(gone));
+        let signs = Arc::new(Signs::new());
+        signs.note(events);
         let stream = UnixEnd::new(
             greeting.into_client(),
             Arc::clone(&self.epoll),
             self.base + id,
-            Arc::clone(&gone),
+            Arc::clone(&signs),
         );
         let name = port_of(&service).map_or_else(|| service.to_string(), |port| port.to_string());
         let stream = Box::new(stream.answering(&name));
         let socket = Socket::connecting(now, service, self.instances.next(), stream);
         match host.offer(now, Box::new(socket)) {
-            Ok(relid) => self.connected(id, relid, service, gone),
+            Ok(relid) => self.connected(id, relid, service, signs),
             // The client hears it from the stream, which is dropped with the device.
             Err(error) => log::debug!("vsock: {error}"),
         }
@@ -353,22 +349,22 @@ impl Vsock {
         id: u64,
     ) -> io::Result<()> {
         self.watch(&client, id, ControlOperation::Add)?;
-        let gone = Arc::new(AtomicBool::new(false));
+        let signs = Arc::new(Signs::new());
         let stream = UnixEnd::new(
             client,
             Arc::clone(&self.epoll),
             self.base + id,
-            Arc::clone(&gone),
+            Arc::clone(&signs),
         );
         let socket = Socket::accepting(now, request, Box::new(stream));
         let relid = host
             .offer(now, Box::new(socket))
             .map_err(io::Error::other)?;
-        self.connected(id, relid, request.service, gone);
+        self.connected(id, relid, request.service, signs);
         Ok(())
     }
 
-    fn connected(&mut self, id: u64, relid: Relid, service: Guid, gone: Arc<AtomicBool>) {
+    fn connected(&mut self, id: u64, relid: Relid, service: Guid, signs: Arc<Signs>) {
         if let Some(before) = self.connections.insert(relid, id) {
             // Its release is on its way to us, and its number in use again.
             self.ends.remove(&before);
@@ -376,7 +372,7 @@ impl Vsock {
         let connection = Connection {
             relid,
             service,
-            gone,
+            signs,
         };
         self.ends.insert(id, End::Connection(connection));
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A Unix socket as the host's end of a connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -16,13 +16,55 @@ pub(super) const WATCHED: EventSet = EventSet::IN
     .union(EventSet::READ_HANG_UP)
     .union(EventSet::EDGE_TRIGGERED);
 
+/// What the loop has seen of a socket, for its end.
+pub(super) struct Signs {
+    /// Both directions are closed.
+    gone: AtomicBool,
+    /// Its writer has ended: reading comes to that at last.
+    ending: AtomicBool,
+    /// Something came since it was last read empty.
+    readable: AtomicBool,
+}
+
+impl Signs {
+    /// Of a socket of which nothing is known.
+    pub(super) fn new() -> Self {
+        Self {
+            gone: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            readable: AtomicBool::new(true),
+        }
+    }
+
+    /// Takes note of what epoll tells.
+    pub(super) fn note(&self, events: EventSet) {
+        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        // Before `readable`: all of it happens on one thread.
+        if events != EventSet::OUT {
+            if events != EventSet::IN {
+                self.ending.store(true, Ordering::Relaxed);
+            }
+            self.readable.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A read that gave less than it was asked for has emptied the socket, and
+    /// what comes later is told. The end of the stream is no bytes: once it has
+    /// been told, reads go on until they give it.
+    fn emptied(&self) {
+        let ending = self.ending.load(Ordering::Relaxed);
+        self.readable.store(ending, Ordering::Relaxed);
+    }
+}
+
 /// The host's end of a connection.
 pub(super) struct UnixEnd {
     socket: UnixStream,
     epoll: Arc<Epoll>,
     token: u64,
-    /// Both directions are closed; set by the loop.
-    gone: Arc<AtomicBool>,
+    signs: Arc<Signs>,
     /// It could not be written to, and is watched for that.
     blocked: bool,
     /// What a client is told when the guest has accepted. Then empty.
@@ -35,13 +77,13 @@ impl UnixEnd {
         socket: UnixStream,
         epoll: Arc<Epoll>,
         token: u64,
-        gone: Arc<AtomicBool>,
+        signs: Arc<Signs>,
     ) -> Self {
         Self {
             socket,
             epoll,
             token,
-            gone,
+            signs,
             blocked: false,
             answer: String::new(),
         }
@@ -87,8 +129,12 @@ impl Stream for UnixEnd {
     }
 
     fn write(&mut self, data: &[u8]) -> Result<usize, StreamError> {
+        self.write_pieces(&[IoSlice::new(data)])
+    }
+
+    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
         loop {
-            match self.socket.write(data) {
+            match self.socket.write_vectored(pieces) {
                 Ok(0) => return Err(StreamError::Gone),
                 Ok(len) => {
                     self.watch(false)?;
@@ -110,10 +156,19 @@ impl Stream for UnixEnd {
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, StreamError> {
+        if !self.signs.readable.load(Ordering::Relaxed) {
+            return Err(StreamError::WouldBlock);
+        }
         loop {
             match self.socket.read(into) {
-                Ok(len) => return Ok(len),
+                Ok(len) => {
+                    if len < into.len() {
+                        self.signs.emptied();
+                    }
+                    return Ok(len);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.signs.emptied();
                     return Err(StreamError::WouldBlock);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -123,7 +178,7 @@ impl Stream for UnixEnd {
     }
 
     fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.signs.gone.load(Ordering::Relaxed)
     }
 }
 

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! From the start of a VMM to the guest's init, to its services, to the end.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::machine::Machine;
+use super::trace::{self, FirstEntry};
+use super::{Ground, tell};
+use crate::suite::vm::read_events;
+use crate::suite::{Failure, Outcome};
+
+/// What the agent says first, told to do so by `agent.mark`.
+const MARK: &str = "agent: init";
+/// For a guest of ours: load the services' driver, then power off.
+const WORDS: &str = "agent.mark agent.modules=hv_utils agent.poweroff";
+
+/// Times of one boot in milliseconds.
+pub(super) fn time(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Value> {
+    let began = SystemTime::now().duration_since(UNIX_EPOCH);
+    let began = began.unwrap_or_default().as_secs_f64() * 1000.0;
+    let start = Instant::now();
+    let mut booted = start_machine(ground, machine, elf)?;
+    let mut found = Map::new();
+    found.insert("init".to_owned(), json!(milliseconds(start)));
+    if machine == Machine::Ours {
+        booted.end()?;
+        found.insert("exit".to_owned(), json!(milliseconds(start)));
+        found.insert("ready".to_owned(), json!(ready(ground)? - began));
+    }
+    let found = Value::from(found);
+    tell(&format!("{} {}: {found}", machine.name(), format(elf)));
+    Ok(found)
+}
+
+/// The VMM's own share: milliseconds to the first entry into the guest.
+pub(super) fn share(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Value> {
+    let first = FirstEntry::watch()?;
+    drop(start_machine(ground, machine, elf)?);
+    let share = first.milliseconds()?;
+    tell(&format!(
+        "{} {}: first instruction after {share:.1} ms",
+        machine.name(),
+        format(elf)
+    ));
+    Ok(json!(share))
+}
+
+/// What happens until init runs: exits by their kinds.
+pub(super) fn count(ground: &Ground, machine: Machine) -> Outcome<Value> {
+    let (booted, counts) = trace::count(|| start_machine(ground, machine, false))?;
+    let counts = counts.per(1.0);
+    drop(booted);
+    tell(&format!("{}: until init {counts}", machine.name()));
+    Ok(counts)
+}
+
+/// A guest that has got to its init. Dropping it kills it.
+struct Booted {
+    child: Child,
+    output: Box<dyn BufRead>,
+}
+
+fn start_machine(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Booted> {
+    let mut child = machine
+        .command(ground, elf, WORDS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(ground.events().with_extension("stderr"))?)
+        .spawn()?;
+    let Some(output) = child.stdout.take() else {
+        return Err(Failure("no pipe".to_owned()));
+    };
+    let mut booted = Booted {
+        child,
+        output: Box::new(BufReader::new(output)),
+    };
+    let mut line = Vec::new();
+    while booted.output.read_until(b'\n', &mut line)? != 0 {
+        if String::from_utf8_lossy(&line).contains(MARK) {
+            return Ok(booted);
+        }
+        line.clear();
+    }
+    Err(Failure(format!(
+        "{} ended before its guest's init",
+        machine.name()
+    )))
+}
+
+impl Booted {
+    /// Waits until it has ended by itself.
+    fn end(&mut self) -> Outcome {
+        let mut rest = Vec::new();
+        self.output.read_to_end(&mut rest)?;
+        let status = self.child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failure(format!("vmm ended with {status}")))
+        }
+    }
+}
+
+impl Drop for Booted {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// When the last of the driver's own services was ready, by the wall clock.
+fn ready(ground: &Ground) -> Outcome<f64> {
+    let mut last: Option<f64> = None;
+    for event in read_events(&ground.events())? {
+        let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or_default();
+        let own = ["heartbeat", "shutdown", "timesync"].contains(&text("name"));
+        if own && text("state") == "ready" {
+            last = event.get("time_unix_ms").and_then(Value::as_f64).or(last);
+        }
+    }
+    last.ok_or_else(|| Failure("no service became ready".to_owned()))
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}
+
+fn format(elf: bool) -> &'static str {
+    if elf { "ELF" } else { "bzImage" }
+}

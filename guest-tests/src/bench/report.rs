@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The figures as tables, in `docs/performance.md`.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::error::{Context, Result, failed};
+use crate::paths;
+
+const LAYER: &str = "bench";
+const BEGIN: &str = "<!-- figures: written by `cargo xtask bench --guest` -->\n";
+const END: &str = "<!-- end of figures -->\n";
+
+/// Puts the tables where the last ones were.
+pub(super) fn write(tables: &str) -> Result<()> {
+    let path = paths::workspace().join("docs/performance.md");
+    let text = fs::read_to_string(&path).context(LAYER, path.display())?;
+    let parts = text
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let Some((before, after)) = parts else {
+        let why = format!("{} has no place for figures", path.display());
+        return Err(failed(LAYER, why));
+    };
+    let text = format!("{before}{BEGIN}{tables}{END}{after}");
+    fs::write(&path, text).context(LAYER, path.display())
+}
+
+/// All tables. What was not measured is a dash.
+pub(super) fn tables(found: &Value, about: &str) -> String {
+    let mut text = format!("{about}\n\n");
+    streams(&mut text, found);
+    counts(&mut text, found);
+    boot(&mut text, found);
+    memory(&mut text, found);
+    text
+}
+
+fn streams(text: &mut String, found: &Value) {
+    text.push_str(
+        "| Streams | guest to host, MB/s | host to guest, MB/s | 64 B from the host, µs | from the guest, µs |\n\
+         |---|---|---|---|---|\n",
+    );
+    let kinds = ["to-host", "to-guest", "host-ping", "guest-ping"];
+    for (part, name) in [
+        ("streams-vmm", "vmm, hv_sock"),
+        ("streams-pc", "QEMU pc, vhost-vsock (PCI)"),
+        ("streams-microvm", "QEMU microvm, vhost-vsock (MMIO)"),
+    ] {
+        let cells = kinds.map(|kind| number(found, &[part, kind], 1));
+        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    }
+    let ratios = kinds.map(|kind| ratio(found, &["streams-vmm", kind], &["streams-pc", kind]));
+    let _ = writeln!(text, "| vmm to QEMU pc | {} |", ratios.join(" | "));
+    let _ = writeln!(
+        text,
+        "\nThe machine's limits by the same clock: a Unix socket alone {} MB/s, a plain copy {} MB/s.\n",
+        number(found, &["limit-socket"], 0),
+        number(found, &["limit-copy"], 0)
+    );
+}
+
+fn counts(text: &mut String, found: &Value) {
+    text.push_str(
+        "| What it takes | guest's signals | interrupts | exits | exits to user space |\n\
+         |---|---|---|---|---|\n",
+    );
+    for (kind, name) in [
+        ("to-host", "a MiB to the host"),
+        ("to-guest", "a MiB to the guest"),
+        ("host-ping", "a round trip from the host"),
+        ("guest-ping", "a round trip from the guest"),
+    ] {
+        let cell = |event: &str, key: &str| number(found, &["streams-counts", kind, event, key], 2);
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} |",
+            cell("kvm_hv_hypercall", "93"),
+            cell("kvm_hv_synic_set_irq", "all"),
+            cell("kvm_exit", "all"),
+            cell("kvm_userspace_exit", "all")
+        );
+    }
+    text.push_str(
+        "\nConnecting is in these figures: its messages are the exits to user space.\n\n",
+    );
+}
+
+fn boot(text: &mut String, found: &Value) {
+    text.push_str("| Boot, ms from exec | bzImage | ELF |\n|---|---|---|\n");
+    let mut row = |name: &str, cells: [String; 2]| {
+        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    };
+    let both = |machine: &str, what: &str| {
+        ["bzimage", "elf"]
+            .map(|format| number(found, &[&format!("boot-{machine}-{format}"), what], 0))
+    };
+    row(
+        "vmm: first instruction of the guest",
+        ["share-bzimage", "share-elf"].map(|part| number(found, &[part], 1)),
+    );
+    row("vmm: init", both("vmm", "init"));
+    row("vmm: `hv_utils` ready", both("vmm", "ready"));
+    row("vmm: exit", both("vmm", "exit"));
+    row("QEMU microvm: init", both("microvm", "init"));
+    let ratios = ["bzimage", "elf"].map(|format| {
+        let [ours, theirs] = ["vmm", "microvm"].map(|machine| format!("boot-{machine}-{format}"));
+        ratio(found, &[&ours, "init"], &[&theirs, "init"])
+    });
+    row("vmm to microvm, to init", ratios);
+    text.push_str("\n| Exits to user space until init | |\n|---|---|\n");
+    let kinds = found
+        .pointer("/boot-counts/kvm_userspace_exit")
+        .and_then(Value::as_object);
+    for (key, count) in kinds.into_iter().flatten() {
+        let _ = writeln!(text, "| {} | {count:.0} |", exit_name(key));
+    }
+    text.push('\n');
+}
+
+fn memory(text: &mut String, found: &Value) {
+    text.push_str("| Beside the guest's memory | resident, KiB | private, KiB | threads |\n|---|---|---|---|\n");
+    for (part, name) in [
+        ("memory-1", "vmm, 1 vCPU, all services"),
+        ("memory-4", "vmm, 4 vCPUs"),
+        ("memory-microvm", "QEMU microvm, 1 vCPU"),
+    ] {
+        let cells = ["resident", "private", "threads"].map(|what| number(found, &[part, what], 0));
+        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    }
+    let _ = writeln!(
+        text,
+        "\nThe program `vmm`, stripped: {} KiB.\n",
+        number(found, &["size"], 0)
+    );
+}
+
+/// The kinds that a Linux guest causes.
+fn exit_name(reason: &str) -> String {
+    let name = match reason {
+        "2" => "port I/O",
+        "6" => "MMIO",
+        "10" => "interrupted",
+        "27" => "Hyper-V: messages and SynIC registers",
+        "29" => "MSR read",
+        "30" => "MSR written",
+        "all" => "all",
+        _ => return format!("kind {reason}"),
+    };
+    name.to_owned()
+}
+
+fn get(found: &Value, path: &[&str]) -> Option<f64> {
+    path.iter()
+        .try_fold(found, |value, name| value.get(name))?
+        .as_f64()
+}
+
+fn number(found: &Value, path: &[&str], digits: usize) -> String {
+    get(found, path).map_or("–".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn ratio(found: &Value, ours: &[&str], theirs: &[&str]) -> String {
+    let both = get(found, ours).zip(get(found, theirs));
+    both.map_or("–".to_owned(), |(ours, theirs)| {
+        format!("{:.2}", ours / theirs)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_not_measured_is_a_dash() {
+        let found = json!({"streams-vmm": {"to-host": 200.0}, "streams-pc": {"to-host": 100.0}});
+        let text = tables(&found, "here");
+        assert!(
+            text.contains("| vmm, hv_sock | 200.0 | – | – | – |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| vmm to QEMU pc | 2.00 | – | – | – |"),
+            "{text}"
+        );
+    }
+}

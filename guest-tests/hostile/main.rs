@@ -18,9 +18,15 @@
 #![no_std]
 #![no_main]
 
+mod attack;
+mod bus;
+
 use core::arch::{asm, global_asm};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use attack::{Random, attack};
+use bus::{answer, drain, enable_synic, open_heartbeat};
 
 /// Where things lie; all in the first 16 MiB.
 const TRAMPOLINE: u64 = 0x8000;
@@ -263,433 +269,6 @@ fn pause(ticks: u64) {
     }
 }
 
-// --- the bus, as a driver that behaves would use it ---
-
-/// Turns a CPU's SynIC on.
-fn enable_synic(cpu: u64) {
-    write_msr(SIMP_MSR, SIMP + cpu * 4096 | 1);
-    write_msr(SIEFP_MSR, SIEFP + cpu * 4096 | 1);
-    write_msr(SINT2, 0xF3);
-    write_msr(SCONTROL, 1);
-}
-
-/// A message's bytes.
-type Message = [u8; 256];
-
-fn word(message: &Message, at: usize) -> u32 {
-    u32::from_le_bytes([
-        message[at],
-        message[at + 1],
-        message[at + 2],
-        message[at + 3],
-    ])
-}
-
-fn set_word(message: &mut Message, at: usize, value: u32) {
-    message[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-/// Posts `size` bytes to a connection, by the input page of a CPU.
-fn post(cpu: u64, connection: u32, message: &Message, size: u32) -> u64 {
-    let block = INPUT + cpu * 4096;
-    poke(block, connection);
-    poke(block + 4, 0u32);
-    poke(block + 8, 1u32);
-    poke(block + 12, size);
-    for (at, byte) in (0u64..240).zip(message) {
-        poke(block + 16 + at, *byte);
-    }
-    hypercall(0x5C, block, 0)
-}
-
-/// Posts until the host takes it.
-fn send(message: &Message, size: u32) {
-    while post(0, CONNECTION.load(Ordering::Relaxed), message, size) != 0 {
-        drain();
-    }
-}
-
-fn signal(connection: u32, flag: u16) {
-    hypercall(0x1_005D, u64::from(connection) | u64::from(flag) << 32, 0);
-}
-
-/// The next message in CPU 0's slot.
-fn receive() -> Option<Message> {
-    let slot = SIMP + 2 * 256;
-    if peek::<u32>(slot) == 0 {
-        return None;
-    }
-    let mut message = [0; 256];
-    for (at, byte) in (0u64..240).zip(&mut message) {
-        *byte = peek(slot + 16 + at);
-    }
-    let pending = peek::<u8>(slot + 5) & 1 != 0;
-    poke(slot, 0u32);
-    core::sync::atomic::fence(Ordering::SeqCst);
-    if pending {
-        write_msr(EOM, 0);
-    }
-    Some(message)
-}
-
-fn drain() {
-    while receive().is_some() {}
-}
-
-/// Waits for a message of this type, about this relid unless that is zero.
-fn await_message(kind: u32, relid: u32) -> Message {
-    loop {
-        match receive() {
-            Some(message)
-                if word(&message, 0) == kind && (relid == 0 || word(&message, 8) == relid) =>
-            {
-                return message;
-            }
-            _ => core::hint::spin_loop(),
-        }
-    }
-}
-
-fn contact(version: u32) -> Message {
-    let mut message = [0; 256];
-    set_word(&mut message, 0, 14);
-    set_word(&mut message, 8, version);
-    message[16] = 2;
-    message
-}
-
-/// A page list of `pages` pages from `first` on.
-fn page_list(relid: u32, gpadl: u32, first: u64, pages: u64) -> Message {
-    let mut message = [0; 256];
-    set_word(&mut message, 0, 8);
-    set_word(&mut message, 8, relid);
-    set_word(&mut message, 12, gpadl);
-    set_word(&mut message, 16, 1 << 16 | (8 + 8 * pages as u32));
-    set_word(&mut message, 20, pages as u32 * 4096);
-    for page in 0..pages.min(26) {
-        let at = 28 + 8 * page as usize;
-        message[at..at + 8].copy_from_slice(&(first / 4096 + page).to_le_bytes());
-    }
-    message
-}
-
-fn open(relid: u32, gpadl: u32, downstream: u32) -> Message {
-    let mut message = [0; 256];
-    set_word(&mut message, 0, 5);
-    set_word(&mut message, 8, relid);
-    set_word(&mut message, 12, relid);
-    set_word(&mut message, 16, gpadl);
-    set_word(&mut message, 24, downstream);
-    message
-}
-
-/// Opens the heartbeat's channel; its relid and its connection.
-fn open_heartbeat() -> (u32, u32) {
-    send(&contact(0x5_0002), 40);
-    let answer = await_message(15, 0);
-    if answer[8] == 0 {
-        say("hostile: the version was refused\n");
-    }
-    CONNECTION.store(word(&answer, 12), Ordering::Relaxed);
-    let mut message = [0; 256];
-    set_word(&mut message, 0, 3);
-    send(&message, 8);
-    let (mut relid, mut connection) = (0, 0);
-    loop {
-        let Some(offer) = receive() else { continue };
-        match word(&offer, 0) {
-            1 if offer[8..24] == HEARTBEAT => {
-                (relid, connection) = (word(&offer, 184), word(&offer, 192));
-            }
-            4 => break,
-            _ => {}
-        }
-    }
-    send(
-        &page_list(relid, GOOD_GPADL, RINGS, 2 * RING_PAGES),
-        28 + 8 * 8,
-    );
-    await_message(10, relid);
-    for ring in [RINGS, RINGS + RING_PAGES * 4096] {
-        for at in (0..4096).step_by(8) {
-            poke(ring + at, 0u64);
-        }
-        poke(ring + 64, 1u32);
-    }
-    send(&open(relid, GOOD_GPADL, RING_PAGES as u32), 148);
-    if word(&await_message(6, relid), 16) != 0 {
-        say("hostile: the heartbeat cannot be opened\n");
-    }
-    (relid, connection)
-}
-
-/// Answers what the host has sent on the heartbeat's channel.
-fn answer(connection: u32) -> bool {
-    let (ours, theirs) = (RINGS, RINGS + RING_PAGES * 4096);
-    let (write, read) = (peek::<u32>(theirs), peek::<u32>(theirs + 4));
-    if write == read {
-        return false;
-    }
-    core::sync::atomic::fence(Ordering::SeqCst);
-    let mut packet = [0u8; 512];
-    let at =
-        |ring: u64, start: u32, offset: u32| ring + 4096 + u64::from((start + offset) % RING_DATA);
-    for (offset, byte) in (0..512).zip(&mut packet) {
-        *byte = peek(at(theirs, read, offset));
-    }
-    let size = u32::from(u16::from_le_bytes([packet[4], packet[5]])) * 8;
-    poke(theirs + 4, (read + size + 8) % RING_DATA);
-    // Behind the descriptor: request becomes response.
-    let body = 16;
-    packet[body + 25] = 5;
-    if packet[body + 12] == 0 {
-        packet[body + 18..body + 20].copy_from_slice(&[0x10, 0]);
-        packet[body + 28..body + 32].copy_from_slice(&[1, 0, 1, 0]);
-        packet[body + 36..body + 44].copy_from_slice(&[3, 0, 0, 0, 3, 0, 0, 0]);
-    } else {
-        packet[body + 28] = packet[body + 28].wrapping_add(1);
-        if packet[body + 28] == 0 {
-            packet[body + 29] = packet[body + 29].wrapping_add(1);
-        }
-    }
-    let start = peek::<u32>(ours);
-    for (offset, byte) in (0..size.min(500)).zip(&packet) {
-        poke(at(ours, start, offset), *byte);
-    }
-    for (offset, byte) in (0..8).zip(u64::to_le_bytes(u64::from(start) << 32)) {
-        poke(at(ours, start, size + offset), byte);
-    }
-    core::sync::atomic::fence(Ordering::SeqCst);
-    poke(ours, (start + size + 8) % RING_DATA);
-    core::sync::atomic::fence(Ordering::SeqCst);
-    if peek::<u32>(ours + 8) == 0 {
-        signal(connection, 0);
-    }
-    true
-}
-
-// --- attacks ---
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        (self.next() >> 32) % end
-    }
-
-    /// A number at which things go wrong.
-    fn edge(&mut self) -> u32 {
-        match self.below(8) {
-            0 => 0,
-            1 => u32::MAX,
-            2 => 0x7FFF_FFFF,
-            3 => 1 << self.below(32),
-            4 => 4096,
-            5 => self.next() as u32,
-            _ => self.below(32) as u32,
-        }
-    }
-
-    /// A page that is none, or one of those that are fought over.
-    fn page(&mut self) -> u64 {
-        match self.below(8) {
-            0 => u64::MAX >> 12,
-            1 => 1 << self.below(52).max(15),
-            2 => 0xC_0000,
-            3 => 0xFEE0_0000 >> 12,
-            4 => (self.next() >> 12) | 1 << 40,
-            _ => FIELD / 4096 + self.below(FIELD_PAGES),
-        }
-    }
-
-    fn relid(&mut self) -> u32 {
-        self.below(RELIDS) as u32
-    }
-
-    fn gpadl(&mut self) -> u32 {
-        BAD_GPADLS + self.below(16) as u32
-    }
-}
-
-/// A message that could be right.
-fn likely(random: &mut Random) -> (Message, u32) {
-    let (relid, gpadl) = (random.relid(), random.gpadl());
-    let mut message = [0; 256];
-    let size = match random.below(10) {
-        0..3 => {
-            let pages = 2 + random.below(30);
-            message = page_list(relid, gpadl, FIELD + random.below(200) * 4096, pages);
-            if random.below(3) == 0 {
-                let page = random.page().to_le_bytes();
-                message[28..36].copy_from_slice(&page);
-            }
-            28 + 8 * pages.min(26) as u32
-        }
-        3 => {
-            set_word(&mut message, 0, 9);
-            set_word(&mut message, 12, gpadl);
-            for at in (16..240).step_by(8) {
-                message[at..at + 8].copy_from_slice(&random.page().to_le_bytes());
-            }
-            16 + 8 * random.below(29) as u32
-        }
-        4..7 => {
-            message = open(relid, gpadl, random.below(10) as u32);
-            148
-        }
-        kind => {
-            set_word(&mut message, 0, [7, 11, 22][kind as usize % 3]);
-            set_word(&mut message, 8, relid);
-            set_word(&mut message, 12, gpadl);
-            16
-        }
-    };
-    (message, size)
-}
-
-fn attack_bus(random: &mut Random, cpu: u64, wild: bool) {
-    let (mut message, mut size) = likely(random);
-    match random.below(6) {
-        0 => {
-            set_word(&mut message, 0, random.below(28) as u32);
-            for at in (8..240).step_by(4) {
-                set_word(&mut message, at, random.edge());
-            }
-            size = random.below(260) as u32;
-        }
-        1 => {
-            for _ in 0..=random.below(6) {
-                message[random.below(200) as usize] = random.next() as u8;
-            }
-        }
-        2 if wild => {
-            message = contact([0x5_0003, 0x5_0000, 0x4_0001, 0x6_0000][random.below(4) as usize]);
-            set_word(&mut message, 12, random.below(6) as u32);
-            size = 40;
-        }
-        3 if wild => {
-            set_word(&mut message, 0, [3, 16, 21, 13][random.below(4) as usize]);
-            size = 240;
-        }
-        _ => {}
-    }
-    if !wild {
-        // The session and the good channel are another's.
-        let good = GOOD_RELID.load(Ordering::Relaxed);
-        if matches!(word(&message, 0), 14 | 16) {
-            set_word(&mut message, 0, 5);
-        }
-        if word(&message, 8) == good {
-            set_word(&mut message, 8, good + 1);
-        }
-    }
-    let connection = match random.below(16) {
-        0 => random.edge(),
-        1 => 1,
-        _ => CONNECTION.load(Ordering::Relaxed),
-    };
-    post(cpu, connection, &message, size);
-}
-
-fn attack_msrs(random: &mut Random, wild: bool) {
-    let index = match random.below(3) {
-        0 => SCONTROL + random.below(0x20) as u32,
-        1 => [SIMP_MSR, SIEFP_MSR, SINT2, SCONTROL, EOM][random.below(5) as usize],
-        _ => GUEST_OS_ID + random.below(u64::from(LAST_MSR - GUEST_OS_ID) + 1) as u32,
-    };
-    read_msr(index);
-    // An interrupt command could stop the vCPU that behaves; without the
-    // hypercall page there is no attack.
-    if index == ICR || matches!(index, GUEST_OS_ID | HYPERCALL) && !wild {
-        return;
-    }
-    let page = random.page() << 12 | random.below(4);
-    write_msr(
-        index,
-        if random.below(8) == 0 {
-            random.next() | 1 << 50
-        } else {
-            page
-        },
-    );
-    if matches!(index, GUEST_OS_ID | HYPERCALL) {
-        hello();
-    }
-}
-
-/// Makes the memory that the host looks at change under its eyes.
-fn scribble(random: &mut Random) {
-    let page = FIELD + random.below(FIELD_PAGES) * 4096;
-    if random.below(2) == 0 {
-        // A ring's indices, masks and sizes.
-        for at in [0, 4, 8, 12] {
-            poke(page + at, random.edge());
-        }
-        return;
-    }
-    for at in (0..4096).step_by(8) {
-        let word = match random.below(3) {
-            // An in-band packet's descriptor, more or less.
-            0 => 6 | 2 << 16 | random.below(64) << 32,
-            1 => random.next(),
-            _ => u64::from(random.edge()),
-        };
-        poke(page + at, word);
-    }
-}
-
-fn attack_ports(random: &mut Random) {
-    let port = random.next() as u16;
-    // The power registers and the reset lines are for the wild mode's resets.
-    if matches!(port, 0x60..=0x64 | 0x3F8..=0x3FF | 0x600..=0x602 | 0xCF9) {
-        return;
-    }
-    input(port);
-    out(port, random.next() as u8);
-}
-
-fn attack(random: &mut Random, cpu: u64, wild: bool) {
-    match random.below(16) {
-        0..8 => attack_bus(random, cpu, wild),
-        8..11 => {
-            let connection = random.below(64) as u32 | 0x1_0000;
-            let flag = if random.below(4) == 0 {
-                random.next() as u16
-            } else {
-                0
-            };
-            signal(
-                if random.below(4) == 0 {
-                    random.edge()
-                } else {
-                    connection
-                },
-                flag,
-            );
-        }
-        11..13 => scribble(random),
-        13 => attack_msrs(random, wild),
-        14 => {
-            // An odd hypercall, or one whose block is nowhere.
-            let code = [0x5C, 0x5D, 0x1_005D, random.next()][random.below(4) as usize];
-            hypercall(
-                code,
-                random.page() << 12 | random.below(4096),
-                random.next(),
-            );
-        }
-        _ => attack_ports(random),
-    }
-}
-
 fn hello() {
     write_msr(GUEST_OS_ID, 0x8100_0000_0006_0000);
     write_msr(HYPERCALL, HYPERCALL_PAGE | 1);
@@ -702,7 +281,7 @@ extern "C" fn first(boot_params: u64) -> ! {
     hello();
     enable_synic(0);
     start_others();
-    let mut random = Random(tsc() | 1);
+    let mut random = Random::new(tsc());
     if WILD.load(Ordering::Relaxed) {
         GO.store(true, Ordering::Release);
         say("hostile: wild\n");
@@ -734,7 +313,7 @@ extern "C" fn other(cpu: u32) -> ! {
     }
     let (cpu, wild) = (u64::from(cpu), WILD.load(Ordering::Relaxed));
     enable_synic(cpu);
-    let mut random = Random(tsc() ^ cpu << 56 | 1);
+    let mut random = Random::new(tsc() ^ cpu << 56);
     say("hostile: attack\n");
     loop {
         attack(&mut random, cpu, wild);
@@ -755,7 +334,10 @@ fn panic(_: &PanicInfo<'_>) -> ! {
     }
 }
 
-// What the compiler calls.
+// What the compiler calls, or has the core library name: nothing unwinds here.
+
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
 
 /// # Safety
 /// As C's.

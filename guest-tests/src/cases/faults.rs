@@ -105,7 +105,7 @@ fn ends_with(context: &Context, limit: &str, words: &str) -> Outcome {
 }
 
 fn descriptors(context: &Context) -> Outcome {
-    for limit in [8, 20, 30] {
+    for limit in [8, 20] {
         ends_with(context, &format!("-n {limit}"), "Too many open files")?;
     }
     let control = Control::new(context);

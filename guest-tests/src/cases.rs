@@ -4,7 +4,6 @@
 mod api;
 mod boot;
 mod console;
-mod cost;
 mod fcopy;
 mod kvp;
 mod lifecycle;
@@ -41,7 +40,6 @@ pub fn all() -> Vec<Case> {
         api::CASES,
         systemd::CASES,
         vsock::CASES,
-        cost::CASES,
     ]
     .concat()
 }

@@ -4,7 +4,6 @@
 mod api;
 mod boot;
 mod console;
-mod cost;
 mod faults;
 mod fcopy;
 mod hardening;
@@ -46,7 +45,6 @@ pub fn all() -> Vec<Case> {
         api::CASES,
         systemd::CASES,
         vsock::CASES,
-        cost::CASES,
     ]
     .concat()
 }

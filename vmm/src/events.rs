@@ -117,6 +117,8 @@ struct Line<'a> {
 
 /// How many past events a new reader is shown.
 const BACKLOG: usize = 256;
+/// Events that wait for the API thread; more are dropped for its readers.
+const QUEUE: usize = 1024;
 
 /// Where events go: a file, and whoever reads them through the API. Clones
 /// lead to the same place.
@@ -175,7 +177,7 @@ impl EventHub {
 
     /// Makes the API thread's end.
     pub fn subscribe(&self) -> io::Result<EventLines> {
-        let (feed, new) = Feed::new()?;
+        let (feed, new) = Feed::new(QUEUE)?;
         self.state.lock().feed = Some(feed);
         Ok(EventLines {
             hub: self.clone(),

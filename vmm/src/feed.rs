@@ -9,9 +9,6 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Pieces that wait for the API thread.
-const QUEUE: usize = 1024;
-
 /// The writer's end.
 #[derive(Debug)]
 pub struct Feed {
@@ -28,10 +25,10 @@ pub struct FeedEnd {
 }
 
 impl Feed {
-    /// Both ends.
-    pub fn new() -> io::Result<(Self, FeedEnd)> {
+    /// Both ends, with room for so many pieces between them.
+    pub fn new(room: usize) -> io::Result<(Self, FeedEnd)> {
         let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let (sender, queue) = bounded(QUEUE);
+        let (sender, queue) = bounded(room);
         let feed = Self {
             queue: sender,
             bell: Arc::clone(&bell),
@@ -62,13 +59,13 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_refused_and_what_waits_comes_in_order() {
-        let (feed, end) = Feed::new().unwrap();
+        let (feed, end) = Feed::new(8).unwrap();
         let line: Arc<[u8]> = b"a\n".as_slice().into();
-        for _ in 0..QUEUE {
+        for _ in 0..8 {
             assert!(feed.offer(Arc::clone(&line)));
         }
         assert!(!feed.offer(Arc::clone(&line)));
-        assert_eq!(end.take().len(), 2 * QUEUE);
+        assert_eq!(end.take().len(), 16);
         assert!(feed.offer(b"b\n".as_slice().into()));
         assert_eq!(end.take(), b"b\n");
         assert!(end.take().is_empty() && end.bell.read().is_err());

@@ -36,6 +36,8 @@ const SHOWN: usize = 64;
 
 /// Bytes of lines that are gathered for clients before they are lost.
 const MAX_BATCH: usize = 128 << 10;
+/// Batches that wait for the API thread.
+const BATCHES: usize = 16;
 
 /// Where traffic is shown. Clones lead to the same place.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +80,7 @@ impl Trace {
 
     /// Makes the API thread's end.
     pub fn subscribe(&self) -> io::Result<FeedEnd> {
-        let (feed, end) = Feed::new()?;
+        let (feed, end) = Feed::new(BATCHES)?;
         self.shared.state.lock().feed = Some(feed);
         Ok(end)
     }

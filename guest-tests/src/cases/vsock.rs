@@ -70,7 +70,7 @@ const HOST_PORT: u32 = 6000;
 const GUEST_PORT: u32 = 6001;
 
 /// A guest with its socket modules loaded, and the path of the host's socket.
-pub(super) fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
+fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
     // Not beside the logs: that file system may have no sockets.
     let path = std::env::temp_dir().join(format!("vsock-{}", std::process::id()));
     let text = path.display().to_string();
@@ -110,7 +110,7 @@ fn serve_in_guest(vm: &mut Vm) -> Outcome {
 }
 
 /// Connects to a port of the guest.
-pub(super) fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
+fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
     writeln!(stream, "CONNECT {service}")?;
     let mut line = String::new();

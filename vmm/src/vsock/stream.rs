@@ -16,7 +16,13 @@ pub(super) const WATCHED: EventSet = EventSet::IN
     .union(EventSet::READ_HANG_UP)
     .union(EventSet::EDGE_TRIGGERED);
 
-/// What the loop has seen of a socket, for its end.
+/// What tells that no more is to come than what there is.
+const ENDS: EventSet = EventSet::READ_HANG_UP
+    .union(EventSet::HANG_UP)
+    .union(EventSet::ERROR);
+
+/// What the loop has seen of a socket, for its end. All of it happens on the
+/// bus thread; it is shared between two of its structures.
 pub(super) struct Signs {
     /// Both directions are closed.
     gone: AtomicBool,
@@ -41,11 +47,10 @@ impl Signs {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             self.gone.store(true, Ordering::Relaxed);
         }
-        // Before `readable`: all of it happens on one thread.
-        if events != EventSet::OUT {
-            if events != EventSet::IN {
-                self.ending.store(true, Ordering::Relaxed);
-            }
+        if events.intersects(ENDS) {
+            self.ending.store(true, Ordering::Relaxed);
+        }
+        if events.intersects(ENDS | EventSet::IN) {
             self.readable.store(true, Ordering::Relaxed);
         }
     }
@@ -190,5 +195,59 @@ impl Drop for UnixEnd {
                 .socket
                 .write(b"ERR the guest is not connected to the bus\n");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end() -> (UnixEnd, Arc<Signs>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let signs = Arc::new(Signs::new());
+        let epoll = Arc::new(Epoll::new().unwrap());
+        (
+            UnixEnd::new(ours, epoll, 0, Arc::clone(&signs)),
+            signs,
+            theirs,
+        )
+    }
+
+    #[test]
+    fn after_a_short_read_nothing_is_read_until_something_comes() {
+        let (mut end, signs, mut peer) = end();
+        let mut bytes = [0; 10];
+        peer.write_all(b"abc").unwrap();
+        assert_eq!(end.read(&mut bytes), Ok(3));
+        peer.write_all(b"de").unwrap();
+        // Not told yet.
+        assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
+        signs.note(EventSet::IN);
+        assert_eq!(end.read(&mut bytes), Ok(2));
+        signs.note(EventSet::OUT);
+        assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
+    }
+
+    #[test]
+    fn an_end_that_was_told_is_read_also_behind_data() {
+        let (mut end, signs, mut peer) = end();
+        let mut bytes = [0; 10];
+        peer.write_all(b"abc").unwrap();
+        drop(peer);
+        signs.note(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP);
+        assert!(end.is_gone());
+        assert_eq!(end.read(&mut bytes), Ok(3));
+        assert_eq!(end.read(&mut bytes), Ok(0));
+    }
+
+    #[test]
+    fn pieces_are_one_write() {
+        let (mut end, _, mut peer) = end();
+        let pieces = [b"ab".as_slice(), b"cde"].map(IoSlice::new);
+        assert_eq!(end.write_pieces(&pieces), Ok(5));
+        let mut bytes = [0; 10];
+        assert_eq!(peer.read(&mut bytes).unwrap(), 5);
+        assert_eq!(&bytes[..5], b"abcde");
     }
 }

@@ -123,7 +123,7 @@ fn newest(context: &Context) -> &'static str {
 }
 
 /// Loads the module, unless the kernel has it built in.
-fn load(vm: &mut Vm) -> Outcome {
+pub(super) fn load(vm: &mut Vm) -> Outcome {
     vm.sh_ok("[ -e /sys/bus/vmbus ] || modprobe hv_vmbus")
         .map(drop)
 }

@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context) -> Outcome {
         .args(&["--name", "web"])
         .env("XDG_RUNTIME_DIR", &runtime)
         .boot()?;
-    vm.sh_ok("modprobe hv_vmbus && modprobe hv_sock")?;
+    vm.sh_ok("modprobe hv_sock")?;
     let mut host = Host {
         control: Control::at(context, &runtime.join("vmm/web/api.sock")),
         runtime,

@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context) -> Outcome {
         .args(&["--ic", "none", "--vsock", &text, "--api-socket", &socket])
         .args(&["--hvsocket", &named])
         .boot()?;
-    vm.sh_ok("modprobe hv_vmbus && modprobe hv_sock")?;
+    vm.sh_ok("modprobe hv_sock")?;
     serve(&path)?;
     serve_in_guest(&mut vm)?;
     off(&mut vm, &control, &path)?;

@@ -62,6 +62,10 @@ const CHANNELS: u64 = 16;
 const SOCKETS: u64 = 1 << 32;
 /// Messages taken before channels get their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// How often services are asked for news before the bus sleeps. An offer or a
+/// release is done with after two; a guest that leaves its messages unread must
+/// not keep the bus awake.
+const PASSES: usize = 4;
 
 /// What the bus of a machine is to be like.
 #[derive(Clone)]
@@ -218,7 +222,7 @@ impl Loop {
         loop {
             self.trace();
             self.toggle_test_devices();
-            self.do_actions();
+            self.settle();
             self.watch_end_of_message()?;
             if self.traced {
                 self.trace.flush();
@@ -249,6 +253,17 @@ impl Loop {
             let now = self.now();
             if self.host.next_deadline().is_some_and(|at| at <= now) {
                 self.host.handle_timeout(now);
+            }
+        }
+    }
+
+    /// Before the bus sleeps: what was done may be news to the services, and what
+    /// they then want may be again.
+    fn settle(&mut self) {
+        for _ in 0..PASSES {
+            self.do_actions();
+            if !self.stale {
+                break;
             }
         }
     }

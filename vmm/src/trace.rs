@@ -154,7 +154,7 @@ impl Trace {
     /// A file that cannot be written is given up with a warning.
     fn write(&self, state: &mut State, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
         if let Some(Err(error)) = state.file.as_mut().map(write) {
-            log::warn!("--vmbus-trace: {error}; the trace ends here");
+            log::warn!("VMBus trace: {error}; the trace ends here");
             state.file = None;
             self.shared.readers.fetch_sub(1, Ordering::Relaxed);
         }

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use ics_devices::{ServiceKind, ServiceSet};
 use vmbus::bus::{Action, BusConfig};
 use vmbus::host::{EchoDevice, Host};
+use vmbus::hvsock::Socket;
 use vmbus::synic::{SynicError, VMBUS_MESSAGE_TYPE};
 use vmbus::wire::{ProtocolVersion, Relid};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -456,7 +457,7 @@ impl Loop {
                 Action::ChannelReleased { relid } => {
                     log::debug!("{relid} released");
                     // The number may be in use again.
-                    if self.host.channel_state(relid).is_none() {
+                    if self.host.device::<Socket>(relid).is_none() {
                         self.sockets.released(relid);
                     }
                 }

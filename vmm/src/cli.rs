@@ -50,7 +50,7 @@ pub struct Args {
     pub kernel: PathBuf,
 
     /// Initial RAM disk
-    #[arg(long, alias = "initrd", value_name = "PATH")]
+    #[arg(long, visible_alias = "initrd", value_name = "PATH")]
     pub initramfs: Option<PathBuf>,
 
     /// Kernel command line
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE.pub", value_parser = KeyFile::read)]
     pub ssh_key: Vec<KeyFile>,
 
-    /// Number of vCPUs
+    /// Number of vCPUs; also boot=N
     #[arg(
         long,
         value_name = "N",
@@ -116,7 +116,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE|KEY=@FILE", value_parser = item, allow_hyphen_values = true)]
     pub kvp: Vec<(Key, Value)>,
 
-    /// Who emulates the SynIC: the host's kernel, this program, or the kernel if it can
+    /// Who emulates the SynIC: kernel is the host's KVM, user is this program, auto is KVM if it can
     #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
     pub synic: SynicChoice,
 

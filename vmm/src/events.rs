@@ -117,6 +117,8 @@ struct Line<'a> {
 
 /// How many past events a new reader is shown.
 const BACKLOG: usize = 256;
+/// Bytes of them: what a guest says when it crashes may be long.
+const MAX_BACKLOG: usize = 128 << 10;
 /// Events that wait for the API thread; more are dropped for its readers.
 const QUEUE: usize = 1024;
 
@@ -134,6 +136,7 @@ struct State {
     /// Events that the file's reader was too slow for.
     dropped: u64,
     backlog: VecDeque<Arc<[u8]>>,
+    backlog_bytes: usize,
     feed: Option<Feed>,
 }
 
@@ -212,10 +215,14 @@ impl EventHub {
                 log::warn!("event log: it is not read or cannot be written; events are lost");
             }
         }
-        while state.backlog.len() >= BACKLOG {
-            state.backlog.pop_front();
-        }
+        state.backlog_bytes += line.len();
         state.backlog.push_back(Arc::clone(&line));
+        while state.backlog.len() > BACKLOG || state.backlog_bytes > MAX_BACKLOG {
+            let Some(oldest) = state.backlog.pop_front() else {
+                break;
+            };
+            state.backlog_bytes -= oldest.len();
+        }
         if let Some(feed) = &state.feed
             && !feed.offer(line)
         {

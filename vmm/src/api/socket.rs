@@ -91,7 +91,11 @@ pub fn known() -> Vec<(String, PathBuf)> {
 /// The same, of VMs in these places.
 pub(crate) fn known_in(places: &[PathBuf]) -> Vec<(String, PathBuf)> {
     let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for entry in places.iter().flat_map(fs::read_dir).flatten().flatten() {
+    // What somebody else has put into a place for all users is no VM of ours.
+    let own = places
+        .iter()
+        .filter(|place| is_private(place).unwrap_or(false));
+    for entry in own.flat_map(fs::read_dir).flatten().flatten() {
         let path = entry.path().join(SOCKET);
         if let (Ok(name), true) = (entry.file_name().into_string(), path.exists()) {
             found.push((name, path));
@@ -200,10 +204,7 @@ fn private_dir(path: &Path) -> Result<(), SocketError> {
     match DirBuilder::new().mode(PRIVATE).create(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // Not through a link: somebody else could have put it there.
-            let meta = fs::symlink_metadata(path).map_err(fail)?;
-            let others = meta.permissions().mode() & 0o077;
-            if meta.is_dir() && meta.uid() == sys::user_id() && others == 0 {
+            if is_private(path).map_err(fail)? {
                 Ok(())
             } else {
                 Err(SocketError::NotPrivate(path.to_owned()))
@@ -211,6 +212,14 @@ fn private_dir(path: &Path) -> Result<(), SocketError> {
         }
         Err(error) => Err(fail(error)),
     }
+}
+
+/// Whether this is a directory that only this user can use. Not through a link:
+/// somebody else could have put it there.
+fn is_private(path: &Path) -> io::Result<bool> {
+    let meta = fs::symlink_metadata(path)?;
+    let others = meta.permissions().mode() & 0o077;
+    Ok(meta.is_dir() && meta.uid() == sys::user_id() && others == 0)
 }
 
 fn bind(flag: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
@@ -319,6 +328,23 @@ mod tests {
         assert!(matches!(private_dir(&dir), Err(SocketError::NotPrivate(_))));
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         assert!(private_dir(&dir).is_ok());
+    }
+
+    #[test]
+    fn a_vm_in_a_place_of_others_is_not_found() {
+        let dir = scratch("foreign");
+        fs::create_dir(dir.join("web")).unwrap();
+        fs::write(dir.join("web").join(SOCKET), "").unwrap();
+        let places = [dir.clone()];
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(known_in(&places).is_empty());
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(known_in(&places).len(), 1);
+        let link = dir.with_extension("link");
+        let _ = fs::remove_file(&link);
+        symlink(&dir, &link).unwrap();
+        assert!(known_in(std::slice::from_ref(&link)).is_empty());
+        fs::remove_file(link).unwrap();
     }
 
     #[test]

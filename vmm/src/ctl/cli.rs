@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+use ics_devices::ServiceKind;
+
 use super::cp::Cp;
 use super::hvsocket::Hvsocket;
 use super::kvp::{Ip, Kvp};
@@ -120,7 +122,7 @@ pub enum Command {
     /// What passes on the bus from now on, decoded: messages, packets, signals
     Trace {
         /// End after so many lines
-        #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, short = 'n', value_name = "N", value_parser = lines)]
         lines: Option<u64>,
     },
     /// Print completions for a shell
@@ -151,7 +153,7 @@ pub struct Shutdown {
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration)]
     pub timeout: Duration,
     /// End the VM when the guest refuses or takes too long; `vmm` then exits as after a
-    /// shutdown
+    /// shutdown, or with 130 if --reboot or --hibernate was asked for
     #[arg(long)]
     pub then_kill: bool,
 }
@@ -163,12 +165,14 @@ pub enum Ic {
     List,
     /// Offer a service to the guest
     Enable {
-        /// Which
+        /// heartbeat, shutdown, timesync, kvp, vss, fcopy or vsock
+        #[arg(value_parser = service)]
         name: String,
     },
     /// Take a service back
     Disable {
-        /// Which
+        /// heartbeat, shutdown, timesync, kvp, vss, fcopy or vsock
+        #[arg(value_parser = service)]
         name: String,
     },
 }
@@ -199,8 +203,26 @@ fn condition(text: &str) -> Result<Condition, String> {
         ("ready", _) => Ok(Condition::Ready),
         ("heartbeat", _) => Ok(Condition::Heartbeat),
         ("stopped", _) => Ok(Condition::Stopped),
-        (_, Some(name)) if !name.is_empty() => Ok(Condition::Service(name.into())),
+        (_, Some(name)) => service(name).map(Condition::Service),
         _ => Err("expected ready, heartbeat, service=NAME or stopped".into()),
+    }
+}
+
+fn lines(text: &str) -> Result<u64, String> {
+    let lines = text.parse().ok().filter(|lines| *lines > 0);
+    lines.ok_or_else(|| "expected a number of lines, 1 or more".into())
+}
+
+/// A service's name.
+fn service(name: &str) -> Result<String, String> {
+    let names: Vec<_> = ServiceKind::ALL.iter().map(|kind| kind.name()).collect();
+    if names.contains(&name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!(
+            "there is no such service; there are {}",
+            names.join(", ")
+        ))
     }
 }
 
@@ -222,6 +244,7 @@ mod tests {
         );
         assert_eq!(condition("stopped"), Ok(Condition::Stopped));
         assert!(condition("service=").is_err());
+        assert!(condition("service=lunch").unwrap_err().contains("kvp"));
         assert!(condition("lunch").is_err());
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What each command of `vmmctl` does.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write, stdout};
+use std::io::{self, Write as _, stdout};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,11 +26,13 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
     match &args.command {
         Command::List => return list(args.json),
         Command::Completions { shell } => {
-            let mut command = Args::command();
-            clap_complete::generate(*shell, &mut command, "vmmctl", &mut stdout());
-            return Ok(());
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "vmmctl", &mut text);
+            return Ok(stdout().write_all(&text)?);
         }
         Command::Man { dir } => return man(dir),
+        // Before a VM is looked for: it makes no sense with any.
+        Command::Cp(what) => what.check()?,
         _ => {}
     }
     let vm = Client::find(args.vm.as_deref(), args.socket.as_deref())?;
@@ -103,10 +106,30 @@ fn follow_lines(
         let mut out = stdout().lock();
         match serde_json::from_str(line) {
             Ok(value) if !json => writeln!(out, "{}", text(&value))?,
-            _ => writeln!(out, "{line}")?,
+            _ => writeln!(out, "{}", inert(line))?,
         }
         out.flush()
-    })
+    })?;
+    let endless = !target.contains("lines=") && !target.contains("follow=false");
+    if endless && vm.is_there() {
+        let why = "the VM has let this reader go: it was too slow";
+        return Err(CtlError::Refused(why.into()));
+    }
+    Ok(())
+}
+
+/// JSON that no terminal obeys: control characters that JSON may have as they are
+/// stand in strings only, and are escaped.
+fn inert(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter.is_control() && letter != '\n' {
+            let _ = write!(text, "\\u{:04x}", u32::from(letter));
+        } else {
+            text.push(letter);
+        }
+    }
+    text
 }
 
 fn list(json: bool) -> Result<(), CtlError> {
@@ -260,7 +283,11 @@ pub(super) fn print(
     answer: &Value,
     text: impl FnOnce() -> Result<String, CtlError>,
 ) -> Result<(), CtlError> {
-    let text = if json { format!("{answer}\n") } else { text()? };
+    let text = if json {
+        format!("{}\n", inert(&answer.to_string()))
+    } else {
+        text()?
+    };
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
@@ -274,4 +301,21 @@ fn say(json: bool, text: &str) {
 
 pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
     serde_json::from_value(answer.clone()).map_err(|error| CtlError::Protocol(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_json_is_obeyed_by_a_terminal() {
+        let json = json!({"a": "b\u{9b}2J\u{7f}\u{e9}"}).to_string();
+        let shown = inert(&json);
+        assert_eq!(
+            shown,
+            r#"{"a":"b\u009b2J\u007f\u00e9"}"#.replace("\\u00e9", "\u{e9}")
+        );
+        let read: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(read.to_string(), json);
+    }
 }

@@ -24,17 +24,20 @@ use crate::api::data::encoded;
 
 /// `vmmctl cp`.
 #[derive(Debug, Clone, Default, ClapArgs)]
-#[command(after_help = "\
+#[command(
+    override_usage = "vmmctl cp [OPTIONS] SRC… guest:/DIR/\n       vmmctl cp [OPTIONS] guest:/PATH… DIR/",
+    after_help = "\
 Into the guest it takes the file copy service (vmm --ic +fcopy) and the guest's hv_fcopy daemon. Out
 of the guest, files and whole directories come over vmmctl ssh, and it takes what that takes: an sshd
 in the guest, and a key.
 
 Examples:
   vmmctl cp app.conf guest:/etc/app/ --mkdir
-  vmmctl cp guest:/var/log guest:/etc/os-release results/")]
+  vmmctl cp guest:/var/log guest:/etc/os-release results/"
+)]
 pub struct Cp {
     /// What, then where to; one of both is in the guest, as guest:/PATH
-    #[arg(required = true, num_args = 2.., value_name = "SRC… guest:/DIR/|guest:/PATH… DIR/")]
+    #[arg(required = true, num_args = 2.., value_name = "PATH")]
     paths: Vec<String>,
     /// Overwrite files that exist
     #[arg(long)]
@@ -54,6 +57,17 @@ pub struct Cp {
 }
 
 impl Cp {
+    /// What makes no sense with any VM.
+    pub(super) fn check(&self) -> Result<(), CtlError> {
+        match Way::of(&self.paths)? {
+            Way::Out(..) => Ok(()),
+            Way::In(..) if !self.ssh_options().is_empty() => Err(CtlError::Usage(
+                "-l, -i and -o are for copies out of the guest".into(),
+            )),
+            Way::In(sources, to) => jobs(sources, to).map(drop),
+        }
+    }
+
     /// For ssh, in its own words.
     pub(super) fn ssh_options(&self) -> Vec<OsString> {
         let mut options = Vec::new();
@@ -112,9 +126,6 @@ struct Job {
 pub fn run(vm: &Client, what: &Cp, json: bool) -> Result<(), CtlError> {
     match Way::of(&what.paths)? {
         Way::Out(from, to) => fetch::run(vm, what, &from, to, json),
-        Way::In(..) if !what.ssh_options().is_empty() => Err(CtlError::Usage(
-            "-l, -i and -o are for copies out of the guest".into(),
-        )),
         Way::In(sources, to) => send(vm, what, &jobs(sources, to)?, json),
     }
 }
@@ -172,7 +183,7 @@ fn jobs(sources: &[String], to: &str) -> Result<Vec<Job>, CtlError> {
             to.to_owned()
         };
         let target =
-            Target::new(&path).map_err(|error| CtlError::Some(format!("{path}: {error}")))?;
+            Target::new(&path).map_err(|error| CtlError::Usage(format!("{path}: {error}")))?;
         Ok(Job { source, target })
     };
     sources.iter().map(job).collect()

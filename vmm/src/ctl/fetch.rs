@@ -157,8 +157,12 @@ impl Job {
     fn words(&self, what: &Cp) -> Words {
         let [script, dir, name] = [SCRIPT.as_bytes(), &self.dir, &self.name].map(quoted);
         let line = [b"exec sh -c ", &script[..], b" sh ", &dir, b" ", &name].concat();
+        let mut options = what.ssh_options();
+        for option in PLAIN {
+            options.extend(["-o", option].map(OsString::from));
+        }
         Words {
-            options: what.ssh_options(),
+            options,
             user: None,
             command: vec![OsString::from_vec(line)],
         }
@@ -168,6 +172,21 @@ impl Job {
         format!("guest:{}{}", shown(&self.dir), shown(&self.name))
     }
 }
+
+/// Of what a user's configuration may have for shells, nothing is for a guest that
+/// is only read from; and one that says nothing is given up.
+const PLAIN: [&str; 8] = [
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "ClearAllForwardings=yes",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+    "RequestTTY=no",
+    "ConnectTimeout=60",
+    "ServerAliveInterval=30",
+];
+/// Files that `--json` names; the rest is counted.
+const MAX_NAMED: usize = 65_536;
 
 /// A copy, and what came of it.
 struct Fetch {
@@ -333,7 +352,7 @@ impl Fetch {
         file.keep()?;
         self.bar.bytes += size;
         self.files += 1;
-        if self.json {
+        if self.json && self.answers.len() < MAX_NAMED {
             let path = self.dir.join(OsStr::from_bytes(&name.bytes()));
             self.answers
                 .push(json!({"path": path.to_string_lossy(), "size": size}));
@@ -359,6 +378,7 @@ impl Fetch {
     fn tell_all(&self) -> Result<(), CtlError> {
         let answer = json!({
             "files": self.answers,
+            "not_named": self.files.saturating_sub(self.answers.len()),
             "left_out": self.left_out,
             "failed": self.failed,
         });

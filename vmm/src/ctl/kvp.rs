@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
 use std::fmt::Write as _;
+use std::io::{IsTerminal, stdout};
 use std::net::IpAddr;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
@@ -128,7 +129,13 @@ pub fn kvp(vm: &Client, what: &Kvp, json: bool) -> Result<(), CtlError> {
         Kvp::Get { key, pool } => {
             let value = get(vm, key, *pool)?;
             print(json, &value, || {
-                Ok(format!("{}\n", value["value"].as_str().unwrap_or_default()))
+                let value = value["value"].as_str().unwrap_or_default();
+                // A terminal would obey what a guest has written.
+                Ok(if stdout().is_terminal() {
+                    format!("{}\n", shown(value))
+                } else {
+                    format!("{value}\n")
+                })
             })
         }
         Kvp::Set {

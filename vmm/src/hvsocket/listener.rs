@@ -11,6 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Address, ServiceId, VmId, is_listening, resolved, running_in};
@@ -19,6 +21,8 @@ use crate::vsock::peer;
 
 /// Between two looks for VMs that have started or ended. A kernel boots longer.
 const LOOK: Duration = Duration::from_millis(250);
+/// Connections that wait to be accepted.
+const PENDING: i32 = 128;
 
 /// Who has connected.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -227,15 +231,24 @@ struct Bound {
     id: (u64, u64),
 }
 
+/// A socket that only this user can connect to, from its first moment on.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, PENDING)?;
+    Ok(socket.into())
+}
+
 impl Bound {
     fn new(peer_: Peer, service: ServiceId) -> io::Result<Self> {
         let path = peer(&peer_.socket, service);
         let in_words =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         remove_dead(&path).map_err(in_words)?;
-        let listener = UnixListener::bind(&path).map_err(in_words)?;
+        let listener = listen(&path).map_err(in_words)?;
         let id = id_of(&path).map_err(in_words)?;
-        listener.set_nonblocking(true)?;
         Ok(Self {
             peer: peer_,
             listener,

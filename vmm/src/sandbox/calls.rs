@@ -72,7 +72,6 @@ const EVERY: &[i64] = &[
     SYS_sigaltstack,
     SYS_gettid,
     SYS_getpid,
-    SYS_tgkill,
     SYS_exit,
     SYS_exit_group,
 ];
@@ -180,6 +179,9 @@ pub(super) fn of(kind: Kind) -> Result<Rules, BackendError> {
     let requests = requests.iter().chain(&[TERMINAL_REQUESTS]).copied();
     let requests = requests.flatten().map(|request| rule(1, Eq, *request));
     rules.insert(SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    // To kick a vCPU, and to abort: no other process.
+    let own = u64::from(std::process::id());
+    rules.insert(SYS_tgkill, vec![rule(0, Eq, own)?]);
     // Not executable.
     for call in [SYS_mmap, SYS_mprotect] {
         rules.insert(call, vec![rule(2, MaskedEq(number(libc::PROT_EXEC)), 0)?]);

@@ -240,6 +240,8 @@ impl Vsock {
                 host.poke(now, connection.relid);
             }
             Some(End::Greeting(greeting)) => match greeting.hear() {
+                // It has closed its end, and so will not say the rest.
+                Heard::NotYet if stream::is_end(events) => self.dismiss(id, ""),
                 Heard::NotYet => {}
                 Heard::Nonsense => self.dismiss(id, "expected CONNECT and a port, GUID or name"),
                 Heard::Gone => self.dismiss(id, ""),
@@ -387,9 +389,9 @@ impl Vsock {
             // Also where the guest has not answered yet, or does not let go.
             if let Some(socket) = host.device_mut::<Socket>(relid) {
                 socket.expired(now);
+                // It may be on its way to the end already.
+                let _ = host.rescind(now, relid);
             }
-            // It may be on its way to the end already.
-            let _ = host.rescind(now, relid);
         }
     }
 

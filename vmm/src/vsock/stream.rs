@@ -55,13 +55,17 @@ impl Signs {
         }
     }
 
-    /// A read that gave less than it was asked for has emptied the socket, and
-    /// what comes later is told. The end of the stream is no bytes: once it has
+    /// The socket is empty, and what comes later is told. The end of the stream is no bytes: once it has
     /// been told, reads go on until they give it.
     fn emptied(&self) {
         let ending = self.ending.load(Ordering::Relaxed);
         self.readable.store(ending, Ordering::Relaxed);
     }
+}
+
+/// Whether nothing will come any more from a client.
+pub(super) fn is_end(events: EventSet) -> bool {
+    events.intersects(ENDS)
 }
 
 /// The host's end of a connection.
@@ -166,12 +170,9 @@ impl Stream for UnixEnd {
         }
         loop {
             match self.socket.read(into) {
-                Ok(len) => {
-                    if len < into.len() {
-                        self.signs.emptied();
-                    }
-                    return Ok(len);
-                }
+                // It may be less than there is: behind a descriptor that somebody
+                // has sent along, a read ends.
+                Ok(len) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.signs.emptied();
                     return Err(StreamError::WouldBlock);
@@ -215,11 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn after_a_short_read_nothing_is_read_until_something_comes() {
+    fn an_empty_socket_is_not_read_until_something_comes() {
         let (mut end, signs, mut peer) = end();
         let mut bytes = [0; 10];
         peer.write_all(b"abc").unwrap();
         assert_eq!(end.read(&mut bytes), Ok(3));
+        // A short read does not tell that it is empty.
+        assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
         peer.write_all(b"de").unwrap();
         // Not told yet.
         assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));

@@ -17,6 +17,8 @@ use crate::trace::Reader;
 
 /// Bytes of lines that wait for one client.
 const MAX_OUTPUT: usize = 256 << 10;
+/// Bytes in which a client is told how many lines it was too slow for.
+const TOLD: usize = 40;
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
 
@@ -34,6 +36,8 @@ pub(super) struct Client {
     pub(super) upload: Option<Upload>,
     /// How many lines it still wants of what it follows.
     lines_left: u64,
+    /// Lines that it was too slow for, and has not been told of.
+    lost: u64,
     /// It makes the bus show its traffic.
     reader: Option<Reader>,
 }
@@ -80,6 +84,7 @@ impl Client {
             watched,
             upload: None,
             lines_left: 0,
+            lost: 0,
             reader: None,
         }
     }
@@ -94,9 +99,20 @@ impl Client {
 
     /// Lines of what it follows.
     pub(super) fn feed(&mut self, lines: &[u8]) -> Result<(), Gone> {
+        // Events are few: who does not read them is let go. Traffic is much.
+        let may_lose = self.state == State::Streaming(Stream::Trace);
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             if self.lines_left == 0 {
                 break;
+            }
+            if may_lose && self.output.len() + line.len() > MAX_OUTPUT - TOLD {
+                self.lost += 1;
+                continue;
+            }
+            if self.lost > 0 {
+                let lost = std::mem::take(&mut self.lost);
+                let told = format!("{{\"lost\":{lost}}}\n");
+                self.output.extend_from_slice(told.as_bytes());
             }
             self.lines_left -= 1;
             self.output.extend_from_slice(line);

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -31,6 +31,8 @@ use crate::sys::{self, HypervExit};
 
 /// How long to wait between kicks of a thread that has to leave the guest.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
+/// The longest time between two of them.
+const MAX_KICK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a vCPU tells the machine.
 #[derive(Debug)]
@@ -366,9 +368,16 @@ impl VcpuThread {
     /// Interrupts the guest until it is done, or the thread has ended. A kick
     /// that comes between a look at the orders and KVM_RUN is lost, so repeat it.
     fn kick_until(&self, done: impl Fn() -> bool) {
+        let (mut next, mut gap) = (Instant::now(), KICK_INTERVAL);
         while !self.handle.is_finished() && !done() {
-            if let Err(error) = self.handle.kill(kick_signal()) {
-                log::debug!("kick: {error}");
+            if Instant::now() >= next {
+                if let Err(error) = self.handle.kill(kick_signal()) {
+                    log::debug!("kick: {error}");
+                }
+                // They queue up, and a thread that hardly gets a CPU would do
+                // nothing but take them.
+                next = Instant::now() + gap;
+                gap = (gap * 2).min(MAX_KICK_INTERVAL);
             }
             thread::sleep(KICK_INTERVAL);
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Hyper-V sockets: streams between the guest's AF_VSOCK and Unix sockets.
 
+mod ends;
 mod examples;
 mod service;
 
@@ -15,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use guest_agent::exchange::{echo, exchange};
 
-use super::vmbus::{note, open_files, sh_long};
+use super::vmbus::{note, sh_long};
 use crate::ensure;
 use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
     Case::new(
         "vsock-streams",
-        "many connections at once, each way, every byte checked",
+        "many connections at once, each way, every byte checked; others cut in the middle",
         streams,
     )
     .with_cpus(&[1, 4])
@@ -31,14 +32,15 @@ pub(super) const CASES: &[Case] = &[
     Case::new(
         "vsock-short",
         "connections one after the other leave nothing behind",
-        short,
+        ends::short,
     )
+    .with_cpus(&[1, 4])
     .with_both_synics_in_full()
     .within(240),
     Case::new(
         "vsock-slow",
         "a reader that sleeps stops its writer, and half-closed streams go on",
-        slow,
+        ends::slow,
     ),
     Case::new(
         "vsock-refused",
@@ -69,6 +71,9 @@ const HOST_PORT: u32 = 6000;
 /// Where the guest listens.
 const GUEST_PORT: u32 = 6001;
 
+/// A stream on which nothing moves for so long is an error.
+const STUCK: Duration = Duration::from_secs(100);
+
 /// A guest with its socket modules loaded, and the path of the host's socket.
 fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
     // Not beside the logs: that file system may have no sockets.
@@ -84,19 +89,27 @@ fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
 
 /// The host's service: sends everything back.
 fn serve(path: &Path) -> Outcome {
-    serve_as(path, &HOST_PORT.to_string())
+    serve_as(path, HOST_PORT, send_back)
 }
 
-fn serve_as(path: &Path, service: &str) -> Outcome {
+#[allow(clippy::needless_pass_by_value)] // As a service gets it.
+fn send_back(client: UnixStream) -> io::Result<()> {
+    echo(&client, &client)?;
+    client.shutdown(Shutdown::Write)
+}
+
+/// A service of the host's that does the same for each of its clients.
+fn serve_as<F>(path: &Path, service: impl Display, client: F) -> Outcome
+where
+    F: Fn(UnixStream) -> io::Result<()> + Clone + Send + 'static,
+{
     let path = format!("{}_{service}", path.display());
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(path)?;
     thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            thread::spawn(move || {
-                echo(&client, &client)?;
-                client.shutdown(Shutdown::Write)
-            });
+        for socket in listener.incoming().flatten() {
+            let client = client.clone();
+            thread::spawn(move || client(socket));
         }
     });
     Ok(())
@@ -104,14 +117,24 @@ fn serve_as(path: &Path, service: &str) -> Outcome {
 
 /// The guest's service: sends everything back.
 fn serve_in_guest(vm: &mut Vm) -> Outcome {
-    vm.sh_ok(&format!("/init vsock-echo {GUEST_PORT} >/tmp/echo 2>&1 &"))?;
-    vm.sh_ok("n=0; until grep -q listening /tmp/echo; do n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 10000; done")
-        .map(drop)
+    serve_in_guest_as(vm, "vsock-echo", GUEST_PORT, "")
+}
+
+/// A service of the guest's, which is a role of the agent's.
+fn serve_in_guest_as(vm: &mut Vm, role: &str, port: u32, args: &str) -> Outcome {
+    vm.sh_ok(&format!(
+        "/init {role} {port} {args} >/tmp/{role} 2>&1 &
+        n=0; until grep -q listening /tmp/{role}; do
+            n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 10000; done"
+    ))
+    .map(drop)
 }
 
 /// Connects to a port of the guest.
 fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(STUCK))?;
+    stream.set_write_timeout(Some(STUCK))?;
     writeln!(stream, "CONNECT {service}")?;
     let mut line = String::new();
     // Byte by byte: what follows the line is the stream's.
@@ -165,33 +188,8 @@ fn streams(context: &Context) -> Outcome {
         "from the host: connections={connections} bytes={len} seconds={seconds:.3}"
     ));
     at_rest(&mut vm)?;
-    vm.power_off()
-}
-
-fn short(context: &Context) -> Outcome {
-    let connections = context.times(40, 10_000);
-    let (mut vm, path) = boot(context)?;
-    serve(&path)?;
-    serve_in_guest(&mut vm)?;
-    let files = open_files(&vm)?;
-    let limit = Duration::from_secs(60 + connections / 5);
-    let script = format!("/init vsock-short {HOST_PORT} {connections}");
-    let said = sh_long(&mut vm, &script, limit)?;
-    note(&format!("from the guest: {said}"));
-    let start = Instant::now();
-    for seed in 0..connections {
-        one(&path, seed, 16)?;
-    }
-    note(&format!(
-        "from the host: connections={connections} seconds={:.3}",
-        start.elapsed().as_secs_f64()
-    ));
+    ends::cut(&mut vm, &path, context.times(5, 25))?;
     at_rest(&mut vm)?;
-    let now = open_files(&vm)?;
-    ensure!(
-        now <= files,
-        "vmm has {now} files open, before it had {files}"
-    );
     vm.power_off()
 }
 
@@ -208,42 +206,6 @@ fn at_rest(vm: &mut Vm) -> Outcome {
         bad.stdout
     );
     Ok(())
-}
-
-fn slow(context: &Context) -> Outcome {
-    let nap = Duration::from_secs(context.times(3, 30));
-    let len: usize = 2 << 20;
-    let (mut vm, path) = boot(context)?;
-    serve_in_guest(&mut vm)?;
-    // The host does not read: the guest's echo blocks in its write, then the
-    // host's writes block too.
-    let sleeper = connect(&path, GUEST_PORT)?;
-    let mut writer = sleeper.try_clone()?;
-    let sent = thread::spawn(move || -> io::Result<Duration> {
-        let start = Instant::now();
-        writer.write_all(&vec![7; len])?;
-        writer.shutdown(Shutdown::Write)?;
-        Ok(start.elapsed())
-    });
-    thread::sleep(nap);
-    ensure!(!sent.is_finished(), "2 MiB went to a reader that sleeps");
-    // Meanwhile others are served.
-    one(&path, 1, 10_000)?;
-    // All of it comes back, the end of the other direction long since seen.
-    let mut back = Vec::new();
-    (&sleeper).read_to_end(&mut back)?;
-    ensure!(
-        back.len() == len && back.iter().all(|byte| *byte == 7),
-        "{} of {len} bytes came back",
-        back.len()
-    );
-    let waited = sent
-        .join()
-        .map_err(|_| Failure("the writer panicked".to_owned()))??;
-    ensure!(waited >= nap, "the writer was done after {waited:?}");
-    drop(sleeper);
-    at_rest(&mut vm)?;
-    vm.power_off()
 }
 
 fn refused(context: &Context) -> Outcome {

@@ -388,11 +388,18 @@ impl MockGuest {
     fn read_events(&mut self, vp: VpIndex, flags: u64) {
         let mut bytes = [0; 256];
         self.read(flags, &mut bytes);
+        if bytes == [0; 256] {
+            return;
+        }
         self.write(flags, &[0; 256]);
-        for (index, byte) in (0..).zip(bytes).filter(|(_, byte)| *byte != 0) {
-            for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
+        // By words: fuzz targets spend their time here.
+        for (index, word) in (0..).zip(bytes.as_chunks().0) {
+            let mut word = u64::from_le_bytes(*word);
+            while word != 0 {
                 self.counts.events += 1;
-                self.events.insert((vp, Relid(index * 8 + bit)));
+                self.events
+                    .insert((vp, Relid(index * 64 + word.trailing_zeros())));
+                word &= word - 1;
             }
         }
     }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{GUEST_PORT, HOST_PORT, at_rest, connect, one, serve, serve_as, serve_in_guest};
+use super::{
+    GUEST_PORT, HOST_PORT, at_rest, connect, one, send_back, serve, serve_as, serve_in_guest,
+};
 use crate::cases::vmbus::note;
 use crate::ensure;
 use crate::suite::{Context, Control, Failure, Outcome, Vm};
@@ -140,7 +142,7 @@ fn names(vm: &mut Vm, control: &Control, path: &Path) -> Outcome {
     // The guest's connection reaches a listener at the name.
     let port = "7000";
     control.ok(&["hvsocket", "register", port, "build agent"])?;
-    serve_as(path, "build agent")?;
+    serve_as(path, "build agent", send_back)?;
     let held = connect(path, GUEST_PORT)?;
     let list: Value = serde_json::from_str(&control.ok(&["--json", "hvsocket", "list"])?)
         .map_err(|error| Failure(error.to_string()))?;

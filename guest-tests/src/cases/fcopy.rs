@@ -255,7 +255,11 @@ fn refusals(vm: &mut Vm, control: &Control, file: &str) -> Outcome {
         ran.code == 1 && ran.stderr.contains("disk is full"),
         "on a full disk: {ran:?}"
     );
-    refused(&["guest:/tmp/.."], "", "without a file's name")?;
+    let ran = control.run(&["cp", file, "guest:/tmp/.."])?;
+    ensure!(
+        ran.code == 2 && ran.stderr.contains("without a file's name"),
+        "to a path without a name: {ran:?}"
+    );
     Ok(())
 }
 

@@ -15,6 +15,8 @@ use crate::progress::{say, step};
 use crate::tools::CXX;
 
 const LAYER: &str = "fuzz";
+/// Cargo's profile for them.
+const PROFILE: &str = "fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, in the order in which they are run.
@@ -44,8 +46,26 @@ const FLAGS: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
 /// More than any target needs: one that grows beyond is a finding.
 const MEMORY_MIB: u32 = 1024;
 
-/// Runs one target or all of them, each for so many seconds.
-pub fn fuzz(target: Option<&str>, seconds: u64) -> Result<u8> {
+/// How much a target is run.
+#[derive(Clone, Copy, Debug)]
+pub enum Budget {
+    /// So many seconds.
+    Seconds(u64),
+    /// So many inputs.
+    Runs(u64),
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Seconds(seconds) => write!(f, "for {seconds} s"),
+            Self::Runs(runs) => write!(f, "with {runs} inputs"),
+        }
+    }
+}
+
+/// Runs one target or all of them, each so much.
+pub fn fuzz(target: Option<&str>, budget: Budget) -> Result<u8> {
     if let Some(name) = target
         && !TARGETS.contains(&name)
     {
@@ -61,7 +81,7 @@ pub fn fuzz(target: Option<&str>, seconds: u64) -> Result<u8> {
         let mut command = build::cargo();
         command
             .args(["build", "--quiet", "--package", "vmbus-fuzz", "--bins"])
-            .args(["--profile", "guest", "--target", TRIPLE, "--target-dir"])
+            .args(["--profile", PROFILE, "--target", TRIPLE, "--target-dir"])
             .arg(&dir)
             .env("RUSTFLAGS", FLAGS)
             .env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -76,12 +96,12 @@ pub fn fuzz(target: Option<&str>, seconds: u64) -> Result<u8> {
         .iter()
         .filter(|name| target.is_none_or(|wish| wish == **name))
     {
-        run(&dir, name, seconds)?;
+        run(&dir, name, budget)?;
     }
     Ok(0)
 }
 
-fn run(dir: &std::path::Path, name: &str, seconds: u64) -> Result<()> {
+fn run(dir: &std::path::Path, name: &str, budget: Budget) -> Result<()> {
     let found: PathBuf = dir.join("corpus").join(name);
     let artifacts = dir.join("artifacts").join(name);
     for path in [&found, &artifacts] {
@@ -89,9 +109,12 @@ fn run(dir: &std::path::Path, name: &str, seconds: u64) -> Result<()> {
     }
     let seeds = paths::workspace().join("fuzz/corpus").join(name);
     std::fs::create_dir_all(&seeds).context(LAYER, seeds.display())?;
-    say(format_args!("fuzzing {name} for {seconds} s"));
-    let status = Command::new(dir.join(TRIPLE).join("guest").join(name))
-        .arg(format!("-max_total_time={seconds}"))
+    say(format_args!("fuzzing {name} {budget}"));
+    let status = Command::new(dir.join(TRIPLE).join(PROFILE).join(name))
+        .arg(match budget {
+            Budget::Seconds(seconds) => format!("-max_total_time={seconds}"),
+            Budget::Runs(runs) => format!("-runs={runs}"),
+        })
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .args(["-print_final_stats=1", "-timeout=20", "-verbosity=0"])

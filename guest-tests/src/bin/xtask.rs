@@ -11,7 +11,7 @@ use guest_tests::bench::command::{self, Wish as Measure};
 use guest_tests::demo;
 use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
-use guest_tests::fuzz;
+use guest_tests::fuzz::{self, Budget};
 use guest_tests::image::Image;
 use guest_tests::progress::say;
 use guest_tests::runner::{self, Wish};
@@ -81,8 +81,11 @@ enum Cmd {
         /// service_replies, tar, hvsock, ring_race, http or boot_tables
         target: Option<String>,
         /// How long each target runs
-        #[arg(long, default_value = "60")]
+        #[arg(long, default_value = "60", conflicts_with = "runs")]
         seconds: u64,
+        /// How many inputs each target is given, however long it takes
+        #[arg(long)]
+        runs: Option<u64>,
     },
     /// Measures: the protocol's own speed, or with --guest what guests cost beside QEMU.
     Bench {
@@ -141,7 +144,14 @@ fn main() -> ExitCode {
             };
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }
-        Cmd::Fuzz { target, seconds } => (fuzz::fuzz(target.as_deref(), seconds), 1),
+        Cmd::Fuzz {
+            target,
+            seconds,
+            runs,
+        } => {
+            let budget = runs.map_or(Budget::Seconds(seconds), Budget::Runs);
+            (fuzz::fuzz(target.as_deref(), budget), 1)
+        }
         Cmd::Bench { guest, json, only } => {
             let wish = Measure { json, only };
             let measured = if guest {

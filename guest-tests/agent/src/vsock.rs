@@ -108,11 +108,17 @@ fn break_off(port: u32, connections: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Connects so often at once and exchanges so many bytes each way on each.
+/// Connects so often and exchanges so many bytes each way on each, all at once.
 fn many(port: u32, connections: u64, len: u64) -> io::Result<()> {
     let start = Instant::now();
-    let threads: Vec<_> = (0..connections)
-        .map(|seed| thread::spawn(move || one(port, seed, len)))
+    // One after the other: Linux waits for each for 2 s, which is little for
+    // fifty on an emulated processor.
+    let sockets: Vec<_> = (0..connections)
+        .map(|_| vsock_connect(port).map(File::from))
+        .collect::<io::Result<_>>()?;
+    let threads: Vec<_> = (0..)
+        .zip(sockets)
+        .map(|(seed, socket)| thread::spawn(move || exchange_on(socket, seed, len)))
         .collect();
     for thread in threads {
         thread
@@ -127,7 +133,10 @@ fn many(port: u32, connections: u64, len: u64) -> io::Result<()> {
 }
 
 fn one(port: u32, seed: u64, len: u64) -> io::Result<()> {
-    let reader = File::from(vsock_connect(port)?);
+    exchange_on(File::from(vsock_connect(port)?), seed, len)
+}
+
+fn exchange_on(reader: File, seed: u64, len: u64) -> io::Result<()> {
     let writer = reader.try_clone()?;
     exchange(seed, len, reader, writer, |writer| end(&writer))
 }

@@ -8,11 +8,29 @@ use std::thread;
 /// Bytes per write.
 const CHUNK: usize = 64 * 1024;
 
-/// The bytes from `at` on of the stream number `seed`.
-fn fill(seed: u64, at: u64, bytes: &mut [u8]) {
-    for (byte, at) in bytes.iter_mut().zip(at..) {
-        let mixed = (at ^ (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        *byte = mixed.to_be_bytes()[0];
+/// Bytes after which a stream repeats: a prime, so that no packet, page or ring
+/// that is lost or comes twice goes unseen.
+const PERIOD: usize = 65_521;
+
+/// What a stream consists of.
+struct Pattern(Vec<u8>);
+
+impl Pattern {
+    /// Of the stream number `seed`, as much as a stream of `len` bytes needs.
+    fn of(seed: u64, len: u64) -> Self {
+        let byte = |at: usize| {
+            let mixed = ((at % PERIOD) as u64 ^ (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed.to_be_bytes()[0]
+        };
+        let size = usize::try_from(len).unwrap_or(usize::MAX);
+        Self((0..size.min(PERIOD + CHUNK)).map(byte).collect())
+    }
+
+    /// At most so many bytes from `at` on.
+    fn part(&self, at: u64, len: u64) -> &[u8] {
+        let start = usize::try_from(at % PERIOD as u64).unwrap_or(0);
+        let len = usize::try_from(len).map_or(CHUNK, |len| len.min(CHUNK));
+        self.0.get(start..start + len).unwrap_or_default()
     }
 }
 
@@ -24,43 +42,36 @@ pub fn exchange<W: Write + Send>(
     mut writer: W,
     close: impl FnOnce(W) -> io::Result<()> + Send,
 ) -> io::Result<()> {
+    let pattern = &Pattern::of(seed, len);
     thread::scope(|scope| {
         let sending = scope.spawn(move || {
-            let mut bytes = vec![0; CHUNK];
             let mut at = 0;
             while at < len {
-                let part = usize::try_from(len - at).map_or(CHUNK, |left| left.min(CHUNK));
-                let part = bytes.get_mut(..part).unwrap_or_default();
-                fill(seed, at, part);
+                let part = pattern.part(at, len - at);
                 writer.write_all(part)?;
                 at += part.len() as u64;
             }
             close(writer)
         });
-        let read = check(seed, len, &mut reader);
+        let read = check(pattern, len, &mut reader);
         let sent = sending
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the sender panicked")));
         read.and(sent)
     })
+    .map_err(|error| io::Error::new(error.kind(), format!("stream {seed}: {error}")))
 }
 
-fn check(seed: u64, len: u64, reader: &mut impl Read) -> io::Result<()> {
-    let (mut bytes, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
+fn check(pattern: &Pattern, len: u64, reader: &mut impl Read) -> io::Result<()> {
+    let mut bytes = vec![0; CHUNK];
     let mut at = 0;
     loop {
         let got = reader.read(&mut bytes)?;
-        let (Some(bytes), Some(expected)) = (bytes.get(..got), expected.get_mut(..got)) else {
-            return Err(io::Error::other("more bytes than there is room for"));
-        };
         if got == 0 {
             break;
         }
-        fill(seed, at, expected);
-        if bytes != expected {
-            return Err(io::Error::other(format!(
-                "stream {seed} differs after byte {at}"
-            )));
+        if bytes.get(..got) != Some(pattern.part(at, got as u64)) {
+            return Err(io::Error::other(format!("it differs after byte {at}")));
         }
         at += got as u64;
     }
@@ -68,7 +79,7 @@ fn check(seed: u64, len: u64, reader: &mut impl Read) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::other(format!(
-            "stream {seed} ended after {at} of {len} bytes"
+            "it ended after {at} of {len} bytes"
         )))
     }
 }

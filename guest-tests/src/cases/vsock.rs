@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
     )
     .with_cpus(&[1, 4])
     .with_both_synics_in_full()
-    .within(240),
+    .within(480),
     Case::new(
         "vsock-short",
         "connections one after the other leave nothing behind",
@@ -36,7 +36,7 @@ pub(super) const CASES: &[Case] = &[
     )
     .with_cpus(&[1, 4])
     .with_both_synics_in_full()
-    .within(240),
+    .within(480),
     Case::new(
         "vsock-slow",
         "a reader that sleeps stops its writer, and half-closed streams go on",

@@ -65,9 +65,9 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Where the guest's connections to the host go.
-const HOST_PORT: u32 = 6000;
+pub(super) const HOST_PORT: u32 = 6000;
 /// Where the guest listens.
-const GUEST_PORT: u32 = 6001;
+pub(super) const GUEST_PORT: u32 = 6001;
 
 /// A guest with its socket modules loaded, and the path of the host's socket.
 fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
@@ -83,7 +83,7 @@ fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
 }
 
 /// The host's service: sends everything back.
-fn serve(path: &Path) -> Outcome {
+pub(super) fn serve(path: &Path) -> Outcome {
     serve_as(path, &HOST_PORT.to_string())
 }
 
@@ -103,14 +103,14 @@ fn serve_as(path: &Path, service: &str) -> Outcome {
 }
 
 /// The guest's service: sends everything back.
-fn serve_in_guest(vm: &mut Vm) -> Outcome {
+pub(super) fn serve_in_guest(vm: &mut Vm) -> Outcome {
     vm.sh_ok(&format!("/init vsock-echo {GUEST_PORT} >/tmp/echo 2>&1 &"))?;
     vm.sh_ok("n=0; until grep -q listening /tmp/echo; do n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 10000; done")
         .map(drop)
 }
 
 /// Connects to a port of the guest.
-fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
+pub(super) fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
     writeln!(stream, "CONNECT {service}")?;
     let mut line = String::new();
@@ -126,7 +126,7 @@ fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     }
 }
 
-fn one(path: &Path, seed: u64, len: u64) -> io::Result<()> {
+pub(super) fn one(path: &Path, seed: u64, len: u64) -> io::Result<()> {
     let reader = connect(path, GUEST_PORT)?;
     let writer = reader.try_clone()?;
     let close = |writer: UnixStream| writer.shutdown(Shutdown::Write);

@@ -55,14 +55,14 @@ fn soak(context: &Context) -> Outcome {
         members.push(Member::boot(context, number)?);
     }
     let stop = AtomicBool::new(false);
-    let end = Instant::now() + length;
+    let start = Instant::now();
     let ends: Vec<Outcome> = thread::scope(|scope| {
         let threads: Vec<_> = members
             .iter_mut()
             .map(|member| {
                 let stop = &stop;
                 scope.spawn(move || {
-                    let ended = member.run(end, length, stop);
+                    let ended = member.run(start, length, stop);
                     if ended.is_err() {
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -178,8 +178,8 @@ impl Member {
         self.control.until_health("ok", FOLLOW).map(drop)
     }
 
-    fn run(&mut self, end: Instant, length: Duration, stop: &AtomicBool) -> Outcome {
-        let warm = end - length / 4 * 3;
+    fn run(&mut self, start: Instant, length: Duration, stop: &AtomicBool) -> Outcome {
+        let (warm, end) = (start + length / 4, start + length);
         while self.rounds < 2 * CYCLE || Instant::now() < end {
             if stop.load(Ordering::Relaxed) {
                 return Ok(()); // Another tells why.

@@ -9,8 +9,10 @@ mod fcopy;
 mod hardening;
 mod kvp;
 mod lifecycle;
+mod measured;
 mod memory;
 mod services;
+mod soak;
 mod systemd;
 mod terminal;
 mod usage;
@@ -45,6 +47,7 @@ pub fn all() -> Vec<Case> {
         api::CASES,
         systemd::CASES,
         vsock::CASES,
+        soak::CASES,
     ]
     .concat()
 }

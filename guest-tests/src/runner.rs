@@ -75,6 +75,9 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     if runs.iter().any(|run| with_ssh.contains(&run.case.name)) {
         SSH.require()?;
     }
+    if runs.iter().any(|run| run.case.name == "seccomp-noticed") {
+        build::example("vmm", "seccomp_stray")?;
+    }
     if runs.iter().any(|run| run.case.name == "vsock-examples") {
         examples::prepare()?;
     }

@@ -194,8 +194,10 @@ fn run(name: &str, context: &Context) -> Result<bool> {
     let case = cases::all().into_iter().find(|case| case.name == name);
     let case =
         case.ok_or_else(|| failed("suite", format!("no case `{name}`, see `guest-suite list`")))?;
-    let log = seccomp::KernelLog::mark();
-    let outcome = (case.run)(context).and_then(|()| log.expect_nothing());
+    let outcome = seccomp::KernelLog::mark().and_then(|log| {
+        (case.run)(context)?;
+        log.map_or(Ok(()), |log| log.expect_nothing())
+    });
     match &outcome {
         // Nobody reads the logs of what went well.
         Ok(()) => drop(fs::remove_dir_all(&context.dir)),

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use serde_json::Value;
 use crate::build::HOSTILE;
 use crate::ensure;
 use crate::runner::NOTE;
+use crate::suite::seccomp::KernelLog;
 use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
@@ -21,6 +23,12 @@ pub(super) const CASES: &[Case] = &[
         "sandbox",
         "threads are filtered, descriptors close on exec, sockets and directories are private",
         sandbox,
+    )
+    .once(),
+    Case::new(
+        "seccomp-noticed",
+        "a system call that no filter knows fails a run with XTASK_SECCOMP=log",
+        noticed,
     )
     .once(),
     Case::new(
@@ -182,6 +190,32 @@ fn is_private(path: &Path, owner: u32) -> Outcome {
     Ok(())
 }
 
+/// The control of `XTASK_SECCOMP=log`, which would be as green if it saw nothing.
+fn noticed(_: &Context) -> Outcome {
+    if std::env::var_os("XTASK_PLACE").is_none_or(|place| place != "nest") {
+        println!("{NOTE}left out: this machine's kernel log may not be ours to read");
+        return Ok(());
+    }
+    // By its name it is a `vmm`, as far as the kernel can tell.
+    let dir = std::env::temp_dir().join(format!("stray-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let program = dir.join("vmm");
+    let built = std::env::current_exe()?.with_file_name("examples/seccomp_stray");
+    fs::copy(built, &program)?;
+    let log = KernelLog::mark_on_purpose()?;
+    log.expect_nothing()?;
+    let output = Command::new(&program).output()?;
+    ensure!(output.status.success(), "it strays, and {output:?}");
+    let said = match log.expect_nothing() {
+        Ok(()) => return Err(Failure("nobody has noticed the call".to_owned())),
+        Err(failure) => failure.to_string(),
+    };
+    // getppid, which is number 110.
+    ensure!(said.contains("syscall=110 "), "noticed, but: {said}");
+    fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
 /// A hostile guest under attack orders, and its control.
 fn hostile(context: &Context, order: &str) -> Outcome<(Vm, Control)> {
     let control = Control::new(context);
@@ -267,14 +301,83 @@ fn beside(context: &Context) -> Outcome {
     finish(vm, &control)
 }
 
+/// Fewer, and the attack is not what it is meant to be.
+const RESETS: u64 = 3;
+
 fn wild(context: &Context) -> Outcome {
     let (vm, control) = hostile(context, "wild")?;
     let mut resets = 0;
     let slowest = endure(&vm, &control, |status| {
-        resets = status["resets"].as_u64().unwrap_or(0);
+        let now = status["resets"].as_u64().unwrap_or(0);
+        ensure!(now >= resets, "{now} resets after {resets}");
+        resets = now;
         Ok(())
     })?;
-    ensure!(resets > 0, "the machine has not been reset once");
+    again_and_again(resets, &vm.events()?, &vm.console.text())?;
     println!("{NOTE}{resets} resets, slowest answer {slowest:?}");
     finish(vm, &control)
+}
+
+/// Whether the status, the events and the guest itself agree on how often it was
+/// reset: each time another machine came, and the attack began anew.
+fn again_and_again(resets: u64, events: &[Value], said: &str) -> Outcome {
+    ensure!(
+        resets >= RESETS,
+        "the machine was reset {resets} times, not {RESETS}"
+    );
+    let count = |many: usize| u64::try_from(many).unwrap_or(0);
+    let named = |name: &'static str| events.iter().filter(move |event| event["event"] == name);
+    let told = count(named("reset").count());
+    let runs: Vec<_> = named("running")
+        .filter_map(|event| event["resets"].as_u64())
+        .collect();
+    ensure!(
+        told >= resets
+            && count(runs.len()) > resets
+            && runs.iter().copied().eq((0..).take(runs.len())),
+        "the status has {resets} resets, the events {told} and the runs {runs:?}"
+    );
+    // One that others have ended before it could say so is rare.
+    let attacks = count(said.matches("hostile: wild").count());
+    ensure!(
+        attacks * 2 > resets,
+        "after {resets} resets the attack began only {attacks} times"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a guest leaves behind that was reset so often.
+    fn traces(resets: u64) -> (Vec<Value>, String) {
+        let run = |resets| serde_json::json!({"event": "running", "resets": resets});
+        let mut events = vec![run(0)];
+        let mut said = "hostile: wild\n".to_owned();
+        for reset in 1..=resets {
+            events.push(serde_json::json!({"event": "reset"}));
+            events.push(run(reset));
+            said += "hostile: attack\nhostile: reset\nhostile: wild\n";
+        }
+        (events, said)
+    }
+
+    #[test]
+    fn resets_count_when_status_events_and_guest_agree() {
+        let (events, said) = traces(RESETS);
+        again_and_again(RESETS, &events, &said).unwrap();
+        let none = again_and_again(RESETS - 1, &events, &said);
+        assert!(none.is_err(), "too few");
+        let more = again_and_again(RESETS + 1, &events, &said);
+        assert!(more.is_err(), "more than the events have");
+        for at in 0..events.len() {
+            let mut fewer = events.clone();
+            fewer.remove(at);
+            let found = again_and_again(RESETS, &fewer, &said);
+            assert!(found.is_err(), "without event {at}");
+        }
+        let once = again_and_again(RESETS, &events, "hostile: wild\n");
+        assert!(once.is_err(), "only the first machine attacks");
+    }
 }

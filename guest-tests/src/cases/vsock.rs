@@ -67,9 +67,9 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Where the guest's connections to the host go.
-const HOST_PORT: u32 = 6000;
+pub(super) const HOST_PORT: u32 = 6000;
 /// Where the guest listens.
-const GUEST_PORT: u32 = 6001;
+pub(super) const GUEST_PORT: u32 = 6001;
 
 /// A stream on which nothing moves for so long is an error.
 const STUCK: Duration = Duration::from_secs(100);
@@ -88,7 +88,7 @@ fn boot(context: &Context) -> Outcome<(Vm, PathBuf)> {
 }
 
 /// The host's service: sends everything back.
-fn serve(path: &Path) -> Outcome {
+pub(super) fn serve(path: &Path) -> Outcome {
     serve_as(path, HOST_PORT, send_back)
 }
 
@@ -116,7 +116,7 @@ where
 }
 
 /// The guest's service: sends everything back.
-fn serve_in_guest(vm: &mut Vm) -> Outcome {
+pub(super) fn serve_in_guest(vm: &mut Vm) -> Outcome {
     serve_in_guest_as(vm, "vsock-echo", GUEST_PORT, "")
 }
 
@@ -131,7 +131,7 @@ fn serve_in_guest_as(vm: &mut Vm, role: &str, port: u32, args: &str) -> Outcome 
 }
 
 /// Connects to a port of the guest.
-fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
+pub(super) fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(STUCK))?;
     stream.set_write_timeout(Some(STUCK))?;
@@ -149,7 +149,7 @@ fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     }
 }
 
-fn one(path: &Path, seed: u64, len: u64) -> io::Result<()> {
+pub(super) fn one(path: &Path, seed: u64, len: u64) -> io::Result<()> {
     exchange_on(connect(path, GUEST_PORT)?, seed, len)
 }
 

@@ -43,7 +43,7 @@ impl fmt::Display for Run {
 
 /// Cases that the short default leaves out, for the minutes that they take in
 /// the nest: a kernel's name or the case's runs them.
-const IN_FULL: [&str; 3] = ["boot-64-cpus", "time-ptp", "systemd-chrony"];
+const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"];
 
 /// All runs that the wish comes to.
 pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {

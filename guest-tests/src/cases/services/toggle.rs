@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Services that come and go: the host's doing, and the guest's.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{NAMES, boot_ready};
-use crate::cases::vmbus::{check_log, note, open_files, sh_long};
+use crate::cases::measured::Measured;
+use crate::cases::vmbus::{check_log, note, sh_long};
 use crate::ensure;
-use crate::suite::{Case, Context, Control, Outcome, Vm};
+use crate::suite::{Case, Context, Control, Outcome};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new(
@@ -31,11 +30,6 @@ const FOLLOW: Duration = Duration::from_secs(10);
 /// A service is ready before its driver's probe has returned. If the device goes
 /// right then, the probe fails, and the kernel says so: not what is tested here.
 const SETTLE: Duration = Duration::from_millis(200);
-/// What a process's memory may grow by without anything being lost: allocators
-/// round up.
-const SLACK_KIB: u64 = 256;
-/// No mapping of a process is that large but its guest's memory.
-const GUESTS_KIB: u64 = 256 << 10;
 
 fn toggle(context: &Context) -> Outcome {
     let (mut vm, control) = boot_ready(context, |setup| setup)?;
@@ -154,62 +148,6 @@ fn reload(context: &Context) -> Outcome {
     vm.expect_exit(0)
 }
 
-/// What could leak.
-#[derive(Clone, Debug)]
-struct Measured {
-    memory_kib: u64,
-    files: usize,
-    /// As the guest sees them.
-    relids: BTreeSet<u32>,
-}
-
-impl std::fmt::Display for Measured {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (memory, files) = (self.memory_kib, self.files);
-        write!(f, "vmm has {memory} KiB of its own and {files} open files")
-    }
-}
-
-impl Measured {
-    fn of(vm: &mut Vm) -> Outcome<Self> {
-        let ids = vm.sh_ok("cat /sys/bus/vmbus/devices/*/id")?;
-        let maps = fs::read_to_string(format!("/proc/{}/smaps", vm.pid()))?;
-        Ok(Self {
-            memory_kib: own_memory(&maps),
-            files: open_files(vm)?,
-            relids: ids
-                .lines()
-                .filter_map(|id| id.trim().parse().ok())
-                .collect(),
-        })
-    }
-
-    fn check(&self, before: &Self) -> Outcome {
-        ensure!(
-            self.memory_kib <= before.memory_kib + SLACK_KIB && self.files <= before.files,
-            "halfway: {before}; in the end: {self}"
-        );
-        Ok(())
-    }
-}
-
-/// Anonymous memory that is not the guest's.
-fn own_memory(maps: &str) -> u64 {
-    let mut size = 0;
-    let mut own = 0;
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (name, value) = (words.next(), words.next());
-        let value = value.and_then(|value| value.parse().ok()).unwrap_or(0);
-        match name {
-            Some("Size:") => size = value,
-            Some("Anonymous:") if size < GUESTS_KIB => own += value,
-            _ => {}
-        }
-    }
-    own
-}
-
 /// The same sequence each time, so that a failure repeats.
 struct Random(u64);
 
@@ -219,15 +157,5 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % bound
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn memory_is_what_is_not_the_guests() {
-        let maps = "7f00-7f01 rw-p 0 0:0 0\nSize: 524288 kB\nAnonymous: 90000 kB\n\
-            5500-5501 rw-p 0 0:0 0 [heap]\nSize: 132 kB\nAnonymous: 64 kB\n";
-        assert_eq!(super::own_memory(maps), 64);
     }
 }

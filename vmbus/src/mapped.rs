@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest pages as host memory, resolved once: the only unsafe code of the crate.
+//! Guest pages as host memory, resolved once. With `stretch`, the only unsafe code of
+//! the crate.
 //!
 //! A ring is a list of guest pages, in any order, some perhaps twice. Looking up
 //! each access in the memory map would cost more than the copy, so a channel's

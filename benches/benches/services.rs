@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whole operations of the services, and streams, against a guest that answers
 //! at once and stores nothing.
-#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::time::Duration;
 
@@ -24,7 +29,7 @@ const SOCKET_PAGES: u64 = 53;
 
 /// A guest with one open channel.
 struct Guest {
-    guest: MockGuest,
+    mock: MockGuest,
     channel: QuickChannel,
     payload: Vec<u8>,
 }
@@ -38,7 +43,7 @@ impl Guest {
         while guest.recv().is_some() {}
         let channel = guest.open_quick(relid, pages).unwrap();
         Self {
-            guest,
+            mock: guest,
             channel,
             payload: Vec::new(),
         }
@@ -50,7 +55,7 @@ impl Guest {
 
     /// The next packet is in `payload`.
     fn take(&mut self) -> bool {
-        self.guest
+        self.mock
             .take(&mut self.channel, &mut self.payload)
             .is_some()
     }
@@ -59,9 +64,9 @@ impl Guest {
     fn answer(&mut self, status: u32) {
         self.payload[20..24].copy_from_slice(&status.to_le_bytes());
         self.payload[25] = 5;
-        assert!(self.guest.put(&mut self.channel, 1, &[&self.payload]));
-        self.guest.flush(&mut self.channel);
-        self.guest.take_log();
+        assert!(self.mock.put(&mut self.channel, 1, &[&self.payload]));
+        self.mock.flush(&mut self.channel);
+        self.mock.take_log();
     }
 
     /// Chooses of the versions that are offered.
@@ -127,7 +132,7 @@ fn kvp(c: &mut Criterion) {
 }
 
 fn asked(guest: &mut Guest, relid: Relid, request: KvpRequest) -> KvpAnswer {
-    guest.guest.with_host(|host, now| {
+    guest.mock.with_host(|host, now| {
         let kvp = host.device_mut::<Kvp>(relid).unwrap();
         kvp.request(now, request, Duration::from_secs(60)).unwrap();
         host.poke(now, relid);
@@ -135,7 +140,7 @@ fn asked(guest: &mut Guest, relid: Relid, request: KvpRequest) -> KvpAnswer {
     serve_items(guest);
     let kvp =
         |host: &mut vmbus::host::Host<_>, _| host.device_mut::<Kvp>(relid).unwrap().take_outcome();
-    guest.guest.with_host(kvp).unwrap().result.unwrap()
+    guest.mock.with_host(kvp).unwrap().result.unwrap()
 }
 
 fn fcopy(c: &mut Criterion) {
@@ -159,7 +164,7 @@ fn fcopy(c: &mut Criterion) {
 fn copy(guest: &mut Guest, relid: Relid, data: &[u8]) {
     let file = NewFile::new(Target::new("/tmp/file").unwrap(), FILE as u64);
     let mut left = FILE;
-    guest.guest.with_host(|host, now| {
+    guest.mock.with_host(|host, now| {
         let fcopy = host.device_mut::<Fcopy>(relid).unwrap();
         fcopy.start(now, file).unwrap();
         host.poke(now, relid);
@@ -168,7 +173,7 @@ fn copy(guest: &mut Guest, relid: Relid, data: &[u8]) {
         while guest.take() {
             guest.answer(0);
         }
-        let outcome = guest.guest.with_host(|host, now| {
+        let outcome = guest.mock.with_host(|host, now| {
             let fcopy = host.device_mut::<Fcopy>(relid).unwrap();
             left -= fcopy.push(now, &data[..left.min(data.len())]);
             let outcome = fcopy.take_outcome();
@@ -239,24 +244,24 @@ fn sockets(c: &mut Criterion) {
             let header = PipeHeader::data(4096).to_bytes();
             for _ in 0..WRITE / PACKET {
                 let parts = [&header[..], &data];
-                assert!(guest.guest.put(&mut guest.channel, 0, &parts));
+                assert!(guest.mock.put(&mut guest.channel, 0, &parts));
             }
-            guest.guest.flush(&mut guest.channel);
-            guest.guest.take_log()
+            guest.mock.flush(&mut guest.channel);
+            guest.mock.take_log()
         });
     });
     let relid = guest.relid();
     group.bench_function("64 KiB to the guest", |b| {
         b.iter(|| {
             left.store(WRITE, RELAXED);
-            guest.guest.with_host(|host, now| host.poke(now, relid));
+            guest.mock.with_host(|host, now| host.poke(now, relid));
             let mut got = 0;
             while got < WRITE {
                 assert!(guest.take());
                 got += guest.payload.len() - PIPE_HEADER_SIZE;
             }
-            guest.guest.flush(&mut guest.channel);
-            guest.guest.take_log()
+            guest.mock.flush(&mut guest.channel);
+            guest.mock.take_log()
         });
     });
     let mut guest = open(true);
@@ -265,13 +270,13 @@ fn sockets(c: &mut Criterion) {
         b.iter(|| {
             let header = PipeHeader::data(64).to_bytes();
             let parts = [&header[..], &data[..64]];
-            assert!(guest.guest.put(&mut guest.channel, 0, &parts));
-            guest.guest.flush(&mut guest.channel);
+            assert!(guest.mock.put(&mut guest.channel, 0, &parts));
+            guest.mock.flush(&mut guest.channel);
             let relid = guest.relid();
-            guest.guest.with_host(|host, now| host.poke(now, relid));
+            guest.mock.with_host(|host, now| host.poke(now, relid));
             assert!(guest.take());
-            guest.guest.flush(&mut guest.channel);
-            guest.guest.take_log()
+            guest.mock.flush(&mut guest.channel);
+            guest.mock.take_log()
         });
     });
     group.finish();

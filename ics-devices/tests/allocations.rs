@@ -46,7 +46,7 @@ const PACKETS: u64 = 1000;
 
 /// A guest's end of one channel, and what it read last.
 struct Guest {
-    guest: MockGuest,
+    mock: MockGuest,
     channel: QuickChannel,
     now: Duration,
     payload: Vec<u8>,
@@ -61,7 +61,7 @@ impl Guest {
         while guest.recv().is_some() {}
         let channel = guest.open_quick(relid, 16).unwrap();
         Self {
-            guest,
+            mock: guest,
             channel,
             now: Duration::ZERO,
             payload: Vec::with_capacity(1 << 16),
@@ -72,7 +72,7 @@ impl Guest {
     /// keep a record of them.
     fn at_host<T>(&mut self, act: impl FnOnce(&mut Host<GuestMemoryMmap>, Duration) -> T) -> T {
         let now = self.now;
-        self.guest.with_host(|host, _| {
+        self.mock.with_host(|host, _| {
             let said = act(host, now);
             while host.poll_action().is_some() {}
             said
@@ -80,14 +80,14 @@ impl Guest {
     }
 
     fn send(&mut self, parts: &[&[u8]]) {
-        assert!(self.guest.put(&mut self.channel, 1, parts));
+        assert!(self.mock.put(&mut self.channel, 1, parts));
         self.channel.rings.outgoing.publish().unwrap();
         let relid = self.channel.relid;
         self.at_host(|host, now| host.handle_event(now, relid));
     }
 
     fn take(&mut self) -> bool {
-        let taken = self.guest.take(&mut self.channel, &mut self.payload);
+        let taken = self.mock.take(&mut self.channel, &mut self.payload);
         self.channel.rings.incoming.commit().unwrap();
         taken.is_some()
     }
@@ -170,7 +170,7 @@ fn streams_run_both_ways_without_allocations() {
         guest.send(&[&header, &[7; 4096]]);
         assert!(guest.take());
         // More to give is a deadline that has come.
-        guest.at_host(|host, now| host.handle_timeout(now));
+        guest.at_host(Host::handle_timeout);
     });
     assert_eq!(count, 0);
 }
@@ -182,7 +182,7 @@ fn heartbeats_take_no_allocations() {
     let mut beats = 0;
     let count = allocations(|| {
         guest.now += Duration::from_secs(1);
-        guest.at_host(|host, now| host.handle_timeout(now));
+        guest.at_host(Host::handle_timeout);
         while guest.take() {
             beats += 1;
             guest.payload[28] = guest.payload[28].wrapping_add(1);

@@ -86,7 +86,7 @@ impl Linux {
             self.guest.advance(at.saturating_sub(self.guest.now()));
             self.serve();
         }
-        self.guest.advance(end - self.guest.now());
+        self.guest.advance(end.saturating_sub(self.guest.now()));
     }
 }
 

@@ -5,39 +5,55 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use vmbus::host::EchoDevice;
 use vmbus::mock::MockGuest;
-use vmbus::wire::{GuestMessage, ProtocolVersion, VpIndex};
+use vmbus::wire::{GuestMessage, ProtocolVersion, Relid, VpIndex};
 
-fn cycles(c: &mut Criterion) {
+fn ready() -> (MockGuest, Relid) {
     let mut guest = MockGuest::new(1);
     let relid = guest.offer(Box::new(EchoDevice::default()));
     guest.connect(ProtocolVersion::V5_3);
     guest.request_offers();
+    (guest, relid)
+}
+
+fn reconnect(guest: &mut MockGuest) {
+    guest.post(&GuestMessage::Unload);
+    while guest.recv().is_some() {}
+    assert!(guest.connect(ProtocolVersion::V5_3));
+    assert_eq!(guest.request_offers().len(), 1);
+}
+
+fn cycles(c: &mut Criterion) {
+    let mut group = c.benchmark_group("bus");
+    let (mut guest, relid) = ready();
     let pages = guest.alloc(8);
-    c.bench_function("open and close a channel", |b| {
+    group.bench_function("connect, offers, open, close, unload", |b| {
         b.iter(|| {
+            reconnect(&mut guest);
             let channel = guest.open_on(relid, &pages, VpIndex::BSP).unwrap();
             guest.close(&channel);
             // The mock guest remembers what happened.
             guest.take_log()
         });
     });
-    c.bench_function("unload and connect", |b| {
+    group.bench_function("open, close", |b| {
         b.iter(|| {
-            guest.post(&GuestMessage::Unload);
-            while guest.recv().is_some() {}
-            guest.connect(ProtocolVersion::V5_3);
-            guest.request_offers();
+            let channel = guest.open_on(relid, &pages, VpIndex::BSP).unwrap();
+            guest.close(&channel);
             guest.take_log()
         });
     });
-    let mut channel = guest.open_on(relid, &pages, VpIndex::BSP).unwrap();
-    c.bench_function("a packet there and back through a device", |b| {
+    let mut channel = guest.open_quick(relid, 8).unwrap();
+    let mut back = Vec::new();
+    group.bench_function("a packet there and back through a device", |b| {
         b.iter(|| {
-            guest.send(&mut channel, 1, &[7; 64]);
-            guest.take_log();
-            guest.receive(&mut channel).unwrap()
+            assert!(guest.put(&mut channel, 1, &[&[7; 64]]));
+            guest.flush(&mut channel);
+            guest.take(&mut channel, &mut back).unwrap();
+            guest.flush(&mut channel);
+            guest.take_log()
         });
     });
+    group.finish();
 }
 
 criterion_group!(benches, cycles);

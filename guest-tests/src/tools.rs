@@ -77,6 +77,13 @@ pub const SOCAT: Tool = Tool {
     why: "to try the documentation's examples",
 };
 
+/// Counts instructions.
+pub const VALGRIND: Tool = Tool {
+    name: "valgrind",
+    package: "valgrind",
+    why: "to count instructions",
+};
+
 /// Compiles libFuzzer.
 pub const CXX: Tool = Tool {
     name: "c++",

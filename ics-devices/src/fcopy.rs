@@ -323,11 +323,7 @@ impl FcopyProtocol {
                 return failed(error, false);
             }
             Step::Data if ok => {
-                let fragment = copy.in_flight.min(copy.data.len());
-                copy.data.drain(..fragment);
-                copy.in_flight = 0;
-                copy.written = copy.written.saturating_add(fragment as u64);
-                copy.fragments += 1;
+                copy.acknowledged();
                 copy.next_data(now);
             }
             Step::Data => {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest pages as host memory, resolved once: the only unsafe code of the crate.
+//! Guest pages as host memory, resolved once. With `stretch`, the only unsafe code of
+//! the crate.
 //!
 //! A ring is a list of guest pages, in any order, some perhaps twice. Looking up
 //! each access in the memory map would cost more than the copy, so a channel's
@@ -19,22 +20,25 @@
 //!   the addresses stay mapped for as long as the struct lives.
 //! * **Bounds.** An address is only ever formed from a page of the table and a
 //!   length that was compared with the rest of that page's run.
-//! * **A guest that writes at the same time.** Control words are atomics. Headers
-//!   are read with volatile loads, once. Payloads are copied into host buffers,
-//!   and a compiler fence behind the copy keeps the optimiser from reading guest
-//!   memory again in the copy's place. No reference to guest bytes other than to
+//! * **A guest that writes at the same time.** Control words, and the words of
+//!   packets' headers, are atomics, and each is loaded once. Payloads are copied
+//!   into host buffers, and a compiler fence behind the copy keeps the optimiser
+//!   from reading guest memory again in the copy's place. No reference to guest bytes other than to
 //!   atomics is ever made. Torn bytes are possible and harmless: they are what a
 //!   guest that writes at the wrong moment has sent.
 
+mod stretch;
+
 use std::any::Any;
 use std::fmt;
-use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::AtomicU32;
 
 use vm_memory::volatile_memory::PtrGuardMut;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+pub(crate) use stretch::Stretch;
 
 /// Bytes of a page of the bus, whatever the host's pages are.
 pub(crate) const PAGE_SIZE: usize = 4096;
@@ -44,6 +48,9 @@ const PAGE_SHIFT: u32 = 12;
 /// The pages cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
+    /// There are no pages.
+    #[error("the list is empty")]
+    Empty,
     /// A page is not, or not wholly, guest memory.
     #[error("page {0:#x} is not guest memory")]
     NotMemory(u64),
@@ -77,6 +84,8 @@ struct Page {
 /// A list of guest pages as one address space from 0, resolved to host memory.
 pub(crate) struct GuestPages {
     pages: Box<[Page]>,
+    /// The first page.
+    control: NonNull<ControlBlock>,
     // Held, not used: dropped after `pages`, in this order.
     #[cfg_attr(not(test), allow(dead_code))]
     guards: Vec<PtrGuardMut>,
@@ -112,7 +121,9 @@ impl GuestPages {
             }
         }
         guards.shrink_to_fit();
+        let first: &Page = pages.first().ok_or(MapError::Empty)?;
         Ok(Self {
+            control: first.host.cast(),
             pages: pages.into(),
             guards,
             _memory: Arc::clone(memory) as Arc<dyn Any + Send + Sync>,
@@ -131,19 +142,17 @@ impl GuestPages {
         self.guards.len()
     }
 
-    /// The first page as control words; `None` if there is no page.
+    /// The first page as control words.
     #[inline]
-    pub(crate) fn control(&self) -> Option<&ControlBlock> {
-        let page = self.pages.first()?;
-        // SAFETY: the page is PAGE_SIZE bytes of mapped memory that outlives the
-        // borrow of self, and 8-aligned (checked by map_run). ControlBlock fits
+    pub(crate) fn control(&self) -> &ControlBlock {
+        // SAFETY: the first page is PAGE_SIZE bytes of mapped memory that outlives
+        // the borrow of self, and 8-aligned (checked by map_run). ControlBlock fits
         // into it, consists of atomics only, and so is valid for any bytes and
         // under changes made by anyone at any time.
-        Some(unsafe { page.host.cast::<ControlBlock>().as_ref() })
+        unsafe { self.control.as_ref() }
     }
 
     /// Copies from `offset` into `to`; false if it is not all there.
-    #[inline]
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) -> bool {
         match self.stretch(offset, to.len()) {
             Some(stretch) => stretch.read(0, to),
@@ -152,7 +161,6 @@ impl GuestPages {
     }
 
     /// Copies `from` to `offset`; false if it does not all fit.
-    #[inline]
     pub(crate) fn write(&self, offset: usize, from: &[u8]) -> bool {
         match self.stretch(offset, from.len()) {
             Some(stretch) => stretch.write(0, from),
@@ -207,98 +215,12 @@ impl GuestPages {
         if len > page.run - within {
             return None;
         }
-        Some(Stretch {
-            // SAFETY: `within` is less than a page, and a run has at least a page,
-            // so the result is inside the run that `host` points into.
-            host: unsafe { page.host.add(within) },
-            len,
-            pages: PhantomData,
-        })
-    }
-}
-
-/// Contiguous bytes of guest memory, for as long as the pages are borrowed.
-#[derive(Clone, Copy)]
-pub(crate) struct Stretch<'a> {
-    host: NonNull<u8>,
-    /// Bytes that are mapped from `host` on.
-    len: usize,
-    pages: PhantomData<&'a GuestPages>,
-}
-
-impl Stretch<'_> {
-    /// Copies from `at` into `to`; false if it is not all there.
-    #[inline]
-    pub(crate) fn read(self, at: usize, to: &mut [u8]) -> bool {
-        let Some(from) = self.span(at, to.len()) else {
-            return false;
-        };
-        let len = to.len();
-        // SAFETY: `span` vouches for `len` mapped bytes. `to` is host memory
-        // borrowed for writing, so it cannot be guest memory, to which this crate
-        // makes no references but to atomics: the two do not overlap.
-        unsafe { from.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), len) };
-        // The caller works on the copy. Behind this fence the optimiser must
-        // assume that guest memory has changed, and cannot go back to it.
-        compiler_fence(Ordering::SeqCst);
-        true
-    }
-
-    /// Copies `from` to `at`; false if it does not all fit.
-    #[inline]
-    pub(crate) fn write(self, at: usize, from: &[u8]) -> bool {
-        let Some(to) = self.span(at, from.len()) else {
-            return false;
-        };
-        let len = from.len();
-        // SAFETY: `span` vouches for `len` mapped, writable bytes. `from` is host
-        // memory, as in `read`, so the two do not overlap.
-        unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), len) };
-        true
-    }
-
-    /// Copies 16 bytes from `at`, reading each once; `None` if they are not all
-    /// there, or not at a multiple of 8.
-    #[inline]
-    pub(crate) fn read_16(self, at: usize) -> Option<[u8; 16]> {
-        let words = [self.read_word(at)?, self.read_word(at + 8)?];
-        Some(zerocopy::transmute!(words))
-    }
-
-    #[inline]
-    fn read_word(self, at: usize) -> Option<u64> {
-        let word = self.span(at, 8)?.cast::<u64>();
-        if !word.is_aligned() {
-            return None;
-        }
-        // SAFETY: `span` vouches for 8 mapped bytes, and they are aligned. Any
-        // bytes are a u64.
-        Some(unsafe { word.read_volatile() })
-    }
-
-    /// Writes 8 bytes to `at`; false if they do not fit, or `at` is not at a
-    /// multiple of 8.
-    #[inline]
-    pub(crate) fn write_8(self, at: usize, bytes: [u8; 8]) -> bool {
-        let word = self.span(at, 8).map(NonNull::cast::<u64>);
-        let Some(word) = word.filter(|word| word.is_aligned()) else {
-            return false;
-        };
-        let value = zerocopy::transmute!(bytes);
-        // SAFETY: as in `read_word`; the memory is writable guest memory.
-        unsafe { word.write_volatile(value) };
-        true
-    }
-
-    /// The address of `at`, if `len` bytes are there.
-    #[inline]
-    fn span(self, at: usize, len: usize) -> Option<NonNull<u8>> {
-        if at > self.len || len > self.len - at {
-            return None;
-        }
-        // SAFETY: `at` is at most the stretch's length, so the result is inside
-        // it or at its end.
-        Some(unsafe { self.host.add(at) })
+        // SAFETY: `within` is less than a page, and a run has at least a page,
+        // so the result is inside the run that `host` points into.
+        let host = unsafe { page.host.add(within) };
+        // SAFETY: the run has `len` bytes from there on, which stay mapped for as
+        // long as self lives.
+        Some(unsafe { Stretch::new(host, len) })
     }
 }
 
@@ -344,107 +266,4 @@ fn map_run<M: GuestMemoryBackend>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use vm_memory::{Bytes, GuestMemoryMmap};
-
-    const PAGE: u64 = PAGE_SIZE as u64;
-
-    fn memory() -> Arc<GuestMemoryMmap> {
-        // Two regions that are neighbours in the guest, and one that is not.
-        let ranges = [(0, 8), (8, 8), (32, 4)];
-        let ranges = ranges.map(|(first, pages)| {
-            (
-                GuestAddress(first * PAGE),
-                usize::try_from(pages * PAGE).unwrap(),
-            )
-        });
-        Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
-    }
-
-    #[test]
-    fn neighbouring_pages_of_a_region_are_one_run() {
-        for (pfns, runs) in [
-            (&[1, 2, 3][..], 1),
-            (&[3, 2, 1], 3),
-            (&[1, 2, 4, 5, 32], 3),
-            (&[2, 2, 3], 2),
-            (&[6, 7, 8, 9], 4), // crosses into another region
-        ] {
-            let pages = GuestPages::map(&memory(), pfns).unwrap();
-            assert_eq!(pages.runs(), runs, "{pfns:?}");
-            assert_eq!(pages.len(), pfns.len() * PAGE_SIZE);
-        }
-    }
-
-    #[test]
-    fn bytes_land_in_the_pages_of_the_list_whatever_their_order() {
-        let memory = memory();
-        let pages = GuestPages::map(&memory, &[5, 33, 2, 3, 8]).unwrap();
-        let bytes: Vec<u8> = (0..5 * PAGE_SIZE)
-            .map(|i| u8::try_from(i % 251).unwrap())
-            .collect();
-        assert!(pages.write(0, &bytes));
-        let mut there = vec![0; PAGE_SIZE];
-        memory
-            .read_slice(&mut there, GuestAddress(33 * PAGE))
-            .unwrap();
-        assert_eq!(there, bytes[PAGE_SIZE..2 * PAGE_SIZE]);
-        for (offset, len) in [(0, 1), (4000, 200), (8190, 8200), (0, 5 * PAGE_SIZE)] {
-            let mut back = vec![0; len];
-            assert!(pages.read(offset, &mut back));
-            assert_eq!(back, bytes[offset..offset + len]);
-        }
-        let stretch = pages.stretch(0, 64).unwrap();
-        assert_eq!(stretch.read_16(8).unwrap(), bytes[8..24]);
-    }
-
-    #[test]
-    fn a_page_listed_twice_is_the_same_memory() {
-        let pages = GuestPages::map(&memory(), &[4, 4]).unwrap();
-        assert!(pages.write(8, &[77; 8]));
-        assert_eq!(
-            pages.stretch(PAGE_SIZE, 64).unwrap().read_16(8).unwrap()[..8],
-            [77; 8]
-        );
-    }
-
-    #[test]
-    fn nothing_is_reachable_behind_the_end() {
-        let pages = GuestPages::map(&memory(), &[1, 3]).unwrap();
-        let end = pages.len();
-        assert!(!pages.write(end - 8, &[1; 9]));
-        assert!(!pages.read(end, &mut [0]));
-        assert!(pages.stretch(end, 1).is_none());
-        let last = pages.stretch(end - 16, 16).unwrap();
-        assert!(last.write_8(8, [1; 8]));
-        assert!(!last.write_8(16, [1; 8]));
-        assert!(!last.write_8(4, [1; 8]), "misaligned");
-        assert!(!last.write(9, &[1; 8]) && !last.read(17, &mut []));
-        assert_eq!(last.read_16(8), None);
-        assert_eq!(last.read_16(usize::MAX), None);
-        assert!(!pages.read(usize::MAX, &mut [0; 4]));
-    }
-
-    #[test]
-    fn pages_outside_memory_are_refused() {
-        for pfn in [16, 31, 36, 1 << 52, u64::MAX] {
-            assert_eq!(
-                GuestPages::map(&memory(), &[1, pfn]).unwrap_err(),
-                MapError::NotMemory(pfn)
-            );
-        }
-    }
-
-    #[test]
-    fn the_memory_outlives_its_other_owners() {
-        let memory = memory();
-        let pages = GuestPages::map(&memory, &[1]).unwrap();
-        drop(memory);
-        assert!(pages.write(0, &[5; 8]));
-        assert_eq!(
-            pages.stretch(0, 16).unwrap().read_16(0).unwrap()[..8],
-            [5; 8]
-        );
-    }
-}
+mod tests;

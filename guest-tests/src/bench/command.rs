@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::report;
+use super::{report, rings};
 use crate::build;
 use crate::error::{Context, Result, failed, output_of};
 use crate::exec::{self, Exec};
@@ -89,20 +89,11 @@ pub fn guest(wish: &Wish) -> Result<u8> {
 
 /// The protocol's own speed: criterion's benchmarks.
 pub fn protocol(wish: &Wish) -> Result<u8> {
-    let mut command = build::cargo();
-    command.args(["bench", "--package", "vmbus-benches", "--"]);
-    command.args(&wish.only);
-    if wish.json {
-        // One line for each, as test harnesses have it; criterion's own JSON is
-        // under target/criterion.
-        command.args(["--output-format", "bencher"]);
-    }
-    let status = command.status().context(LAYER, "cargo bench")?;
-    Ok(u8::from(!status.success()))
+    rings::measure(wish)
 }
 
 /// What this machine's CPU calls itself.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
     let name = model.and_then(|line| line.split_once(": "));

@@ -3,10 +3,12 @@
 
 mod boot;
 pub mod command;
+pub mod instructions;
 mod limit;
 mod machine;
 pub mod memory;
 mod report;
+mod rings;
 mod streams;
 pub mod trace;
 

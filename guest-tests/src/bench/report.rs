@@ -15,16 +15,21 @@ const END: &str = "<!-- end of figures -->\n";
 
 /// Puts the tables where the last ones were.
 pub(super) fn write(tables: &str) -> Result<()> {
+    write_between(BEGIN, tables, END)
+}
+
+/// Puts `tables` between two lines of the page.
+pub(super) fn write_between(begin: &str, tables: &str, end: &str) -> Result<()> {
     let path = paths::workspace().join("docs/performance.md");
     let text = fs::read_to_string(&path).context(LAYER, path.display())?;
     let parts = text
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        .split_once(begin)
+        .and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
     let Some((before, after)) = parts else {
         let why = format!("{} has no place for figures", path.display());
         return Err(failed(LAYER, why));
     };
-    let text = format!("{before}{BEGIN}{tables}{END}{after}");
+    let text = format!("{before}{begin}{tables}{end}{after}");
     fs::write(&path, text).context(LAYER, path.display())
 }
 

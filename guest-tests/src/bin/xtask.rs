@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use guest_tests::bench::command::{self, Wish as Measure};
+use guest_tests::bench::instructions;
 use guest_tests::demo;
 use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
@@ -92,6 +93,9 @@ enum Cmd {
         /// Guests in the nest, in deterministic time
         #[arg(long)]
         guest: bool,
+        /// Instructions of a ring packet, held against benches/limits.json
+        #[arg(long, conflicts_with_all = ["guest", "json", "only"])]
+        instructions: bool,
         /// Print the figures as JSON
         #[arg(long)]
         json: bool,
@@ -152,10 +156,17 @@ fn main() -> ExitCode {
             let budget = runs.map_or(Budget::Seconds(seconds), Budget::Runs);
             (fuzz::fuzz(target.as_deref(), budget), 1)
         }
-        Cmd::Bench { guest, json, only } => {
+        Cmd::Bench {
+            guest,
+            instructions: counted,
+            json,
+            only,
+        } => {
             let wish = Measure { json, only };
             let measured = if guest {
                 command::guest(&wish)
+            } else if counted {
+                instructions::instructions()
             } else {
                 command::protocol(&wish)
             };

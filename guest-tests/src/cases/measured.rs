@@ -73,7 +73,7 @@ impl Measured {
 
 /// The channels that the guest has been offered.
 pub(super) fn relids(vm: &mut Vm) -> Outcome<BTreeSet<u32>> {
-    let ids = vm.sh_ok("cat /sys/bus/vmbus/devices/*/id")?;
+    let ids = vm.sh("cat /sys/bus/vmbus/devices/*/id")?.stdout;
     let ids = ids.lines().filter_map(|id| id.trim().parse().ok());
     Ok(ids.collect())
 }

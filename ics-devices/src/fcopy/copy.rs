@@ -36,9 +36,12 @@ pub(super) struct Copy {
     pub(super) step: Step,
     pub(super) written: u64,
     pub(super) fragments: u64,
-    /// Bytes of the fragment in flight; they are the first in `data`.
+    /// Bytes of the fragment in flight: the first that wait.
     pub(super) in_flight: usize,
-    pub(super) data: Vec<u8>,
+    /// What the user has given. The guest has the first `done` bytes, the others
+    /// wait.
+    data: Vec<u8>,
+    done: usize,
     pub(super) pushed: u64,
     pub(super) stalled_at: Option<Duration>,
     /// The user has given up while something was in flight.
@@ -55,6 +58,7 @@ impl Copy {
             fragments: 0,
             in_flight: 0,
             data: Vec::new(),
+            done: 0,
             pushed: 0,
             stalled_at: Some(now.saturating_add(PATIENCE)),
             aborted: None,
@@ -65,12 +69,17 @@ impl Copy {
     pub(super) fn room(&self) -> usize {
         let left = self.file.size.saturating_sub(self.pushed);
         let left = usize::try_from(left).unwrap_or(usize::MAX);
-        left.min(BUFFER.saturating_sub(self.data.len()))
+        left.min(BUFFER.saturating_sub(self.waiting().len()))
     }
 
     /// Takes as much as there is room for; how much that was.
     pub(super) fn push(&mut self, now: Duration, data: &[u8]) -> usize {
         let room = self.room().min(data.len());
+        // Moved to the front only as often as no more is moved than was dropped.
+        if self.done >= self.waiting().len() {
+            self.data.drain(..self.done);
+            self.done = 0;
+        }
         let data = data.get(..room).unwrap_or_default();
         self.data.extend_from_slice(data);
         self.pushed = self.pushed.saturating_add(data.len() as u64);
@@ -85,7 +94,7 @@ impl Copy {
             Step::Data => {
                 let left = self.file.size.saturating_sub(self.written);
                 let fragment = usize::try_from(left).map_or(FRAGMENT, |left| left.min(FRAGMENT));
-                (self.data.len() >= fragment).then_some(Operation::Write)
+                (self.waiting().len() >= fragment).then_some(Operation::Write)
             }
             Step::Complete | Step::Close(_) => Some(Operation::Complete),
             Step::Cancel(_) => Some(Operation::Cancel),
@@ -99,8 +108,8 @@ impl Copy {
             Step::AskDaemon => emit_start(&Target::root(), false, false, 0, body),
             Step::AskDirectory => emit_start(&file.target.of_directory(), false, false, 0, body),
             Step::Data => {
-                let fragment = self.data.get(..FRAGMENT).unwrap_or(&self.data);
-                emit_write(self.written, fragment, body);
+                // As much of it as a fragment has.
+                emit_write(self.written, self.waiting(), body);
             }
             _ => emit_bare(operation, body),
         }
@@ -108,9 +117,22 @@ impl Copy {
 
     pub(super) fn sent(&mut self) {
         if self.step == Step::Data {
-            self.in_flight = self.data.len().min(FRAGMENT);
+            self.in_flight = self.waiting().len().min(FRAGMENT);
             self.stalled_at = None;
         }
+    }
+
+    /// Bytes that the guest does not have yet.
+    fn waiting(&self) -> &[u8] {
+        self.data.get(self.done..).unwrap_or_default()
+    }
+
+    /// The guest has the fragment in flight.
+    pub(super) fn acknowledged(&mut self) {
+        let fragment = std::mem::take(&mut self.in_flight).min(self.waiting().len());
+        self.done += fragment;
+        self.written = self.written.saturating_add(fragment as u64);
+        self.fragments += 1;
     }
 
     /// The guest has created the file and not closed it.

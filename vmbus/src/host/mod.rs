@@ -119,6 +119,8 @@ pub struct Host<M> {
     slots: BTreeMap<Relid, Slot>,
     /// Channels that have more to do.
     ready: VecDeque<Relid>,
+    /// Empty: memory for those whose deadline has come.
+    due: Vec<Relid>,
     actions: VecDeque<Action>,
     scratch: Scratch,
     tracer: Option<Box<dyn Tracer>>,
@@ -133,6 +135,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             bus: Bus::new(memory, config),
             slots: BTreeMap::new(),
             ready: VecDeque::new(),
+            due: Vec::new(),
             actions: VecDeque::new(),
             scratch: Scratch::default(),
             tracer: None,
@@ -192,19 +195,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
             }
             self.serve(now, relid);
         }
-        let due = |slot: &Slot| slot.deadline().is_some_and(|deadline| deadline <= now);
-        let slots = self.slots.iter();
-        let due: Vec<Relid> = slots
-            .filter(|(_, slot)| due(slot))
-            .map(|(relid, _)| *relid)
-            .collect();
-        for relid in due {
+        let is_due = |slot: &Slot| slot.deadline().is_some_and(|deadline| deadline <= now);
+        let slots = self.slots.iter().filter(|(_, slot)| is_due(slot));
+        let mut due = std::mem::take(&mut self.due);
+        due.extend(slots.map(|(relid, _)| *relid));
+        for relid in due.drain(..) {
             match self.slots.get_mut(&relid) {
                 Some(slot) if slot.open.is_none() => slot.device.expired(now),
                 _ => self.poke(now, relid),
             }
             self.retire(now, relid);
         }
+        self.due = due;
         self.collect(now);
     }
 

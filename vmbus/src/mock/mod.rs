@@ -39,6 +39,7 @@
     clippy::indexing_slicing
 )]
 
+mod quick;
 mod ring;
 mod session;
 
@@ -57,6 +58,7 @@ use crate::synic::{
 use crate::wire::{
     GpadlId, GuestMessage, HostMessage, ProtocolVersion, Relid, TlConnectRequest, VpIndex,
 };
+pub use quick::QuickChannel;
 pub use ring::{GuestPacket, GuestRing};
 pub use session::gpadl_messages;
 

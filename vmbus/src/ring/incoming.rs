@@ -10,7 +10,6 @@
 
 use super::index::Reader;
 use super::{Data, HEADER, RingError, TRAILER};
-use crate::mapped::GuestPages;
 use crate::ring::control::Words;
 use crate::wire::{PacketFlags, PacketType};
 
@@ -52,9 +51,8 @@ pub struct PacketPayload<'a> {
 }
 
 impl Incoming {
-    pub(super) fn new(pages: GuestPages, size: u32) -> Result<Self, RingError> {
-        let data = Data { pages, size };
-        let reader = Reader::new(data.control()?, size)?;
+    pub(super) fn new(data: Data) -> Result<Self, RingError> {
+        let reader = Reader::new(data.control(), data.size)?;
         Ok(Self {
             data,
             reader,
@@ -71,7 +69,7 @@ impl Incoming {
     /// [`advance`](Self::advance).
     #[inline]
     pub fn peek(&mut self) -> Result<Option<IncomingPacket<'_>>, RingError> {
-        let available = self.reader.available(self.data.control()?)?;
+        let available = self.reader.available(self.data.control())?;
         if available == 0 {
             return Ok(None);
         }
@@ -137,27 +135,25 @@ impl Incoming {
     /// the guest waits for just that and must be signalled.
     #[inline]
     pub fn commit(&mut self) -> Result<bool, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         self.reader.commit(control)
     }
 
     /// Asks the guest not to signal: the host looks by itself.
     pub fn mask(&mut self) {
-        if let Ok(control) = self.data.control() {
-            Reader::mask(control);
-        }
+        Reader::mask(self.data.control());
     }
 
     /// Asks the guest to signal again. True if packets came meanwhile: the ring
     /// is masked again, and the host drains on.
     pub fn unmask(&mut self) -> Result<bool, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         self.reader.unmask(control)
     }
 
     /// Whether there is a packet, by the guest's present index.
     pub fn is_empty(&mut self) -> Result<bool, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         Ok(self.reader.available(control)? == 0)
     }
 
@@ -166,7 +162,7 @@ impl Incoming {
     /// guest can make it look so with any data of its own.
     pub fn last_word(&mut self) -> Result<Option<[u8; 8]>, RingError> {
         const SIZE: u32 = HEADER + 8 + TRAILER;
-        let present = self.reader.present(self.data.control()?)?;
+        let present = self.reader.present(self.data.control())?;
         let Some(before) = present.checked_sub(SIZE) else {
             return Ok(None);
         };
@@ -181,7 +177,7 @@ impl Incoming {
 
     /// The guest's pending_send_sz, for a status display.
     pub fn guest_pending_send_sz(&self) -> u32 {
-        self.data.control().map_or(0, Words::pending_send_sz)
+        self.data.control().pending_send_sz()
     }
 }
 
@@ -200,7 +196,11 @@ impl PacketPayload<'_> {
     /// start. Says how many.
     #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
-        self.copy_from_to(0, to)
+        let len = self.len().min(to.len());
+        if let Some(to) = to.get_mut(..len) {
+            self.data.read(self.at, to);
+        }
+        len
     }
 
     /// Copies bytes from `from` on. Says how many.

@@ -65,7 +65,11 @@ pub(crate) struct Reader {
     read: u32,
     /// Where the next packet is peeked at.
     cursor: u32,
-    /// The guest's write index as last seen.
+    /// From `read` to `cursor`.
+    uncommitted: u32,
+    /// From `cursor` to the guest's write index as last seen.
+    available: u32,
+    /// That index.
     write: u32,
 }
 
@@ -77,6 +81,8 @@ impl Reader {
             size,
             read,
             cursor: read,
+            uncommitted: 0,
+            available: distance(read, write, size),
             write,
         })
     }
@@ -85,16 +91,16 @@ impl Reader {
     /// known is used up.
     #[inline]
     pub(crate) fn available(&mut self, words: &impl Words) -> Result<u32, RingError> {
-        if self.cursor == self.write {
+        if self.available == 0 {
             self.look(words)?;
         }
-        Ok(distance(self.cursor, self.write, self.size))
+        Ok(self.available)
     }
 
     /// Bytes that could be peeked at by the guest's present index.
     pub(crate) fn present(&mut self, words: &impl Words) -> Result<u32, RingError> {
         self.look(words)?;
-        Ok(distance(self.cursor, self.write, self.size))
+        Ok(self.available)
     }
 
     /// Takes the guest's index. It can only have moved on, into the space that
@@ -102,10 +108,12 @@ impl Reader {
     #[inline]
     fn look(&mut self, words: &impl Words) -> Result<(), RingError> {
         let write = check(words.write_index(), self.size)?;
-        let known = distance(self.read, self.write, self.size);
-        if distance(self.read, write, self.size) < known {
+        let new = distance(self.write, write, self.size);
+        // A ring is never full, or it would look empty.
+        if new >= self.size - self.uncommitted - self.available {
             return Err(RingError::WentBack);
         }
+        self.available += new;
         self.write = write;
         Ok(())
     }
@@ -119,31 +127,35 @@ impl Reader {
     #[inline]
     pub(crate) fn advance(&mut self, len: u32) {
         self.cursor = advance(self.cursor, len, self.size);
+        self.uncommitted += len;
+        self.available -= len;
     }
 
     /// Back to the last commit.
     pub(crate) fn rewind(&mut self) {
-        self.cursor = self.read;
+        self.back_to(self.read);
     }
 
     /// Back to where the cursor was at some time since the last commit.
     pub(crate) fn back_to(&mut self, cursor: u32) {
-        let at_most = self.uncommitted();
-        if distance(self.read, cursor, self.size) <= at_most {
+        let kept = distance(self.read, cursor, self.size);
+        if kept <= self.uncommitted {
+            self.available += self.uncommitted - kept;
+            self.uncommitted = kept;
             self.cursor = cursor;
         }
     }
 
     /// Bytes peeked past and not committed.
     pub(crate) fn uncommitted(&self) -> u32 {
-        distance(self.read, self.cursor, self.size)
+        self.uncommitted
     }
 
     /// Gives the space of everything peeked past back to the guest. True if the
     /// guest waits for space, did not have it before, and has it now.
     #[inline]
     pub(crate) fn commit(&mut self, words: &impl Words) -> Result<bool, RingError> {
-        let consumed = self.uncommitted();
+        let consumed = std::mem::take(&mut self.uncommitted);
         if consumed == 0 {
             return Ok(false);
         }
@@ -156,7 +168,7 @@ impl Reader {
         }
         // The guest may have written on meanwhile: count with what it has now.
         self.look(words)?;
-        let free_after = self.size - distance(self.read, self.write, self.size);
+        let free_after = self.size - self.available;
         let free_before = free_after.saturating_sub(consumed);
         Ok(free_before <= pending && pending < free_after)
     }
@@ -171,7 +183,7 @@ impl Reader {
         words.set_interrupt_mask(UNMASKED);
         words.barrier(); // F1
         self.look(words)?;
-        let more = self.cursor != self.write;
+        let more = self.available != 0;
         if more {
             words.set_interrupt_mask(MASKED);
         }
@@ -187,7 +199,11 @@ pub(crate) struct Writer {
     written: u32,
     /// Where the next packet is written.
     cursor: u32,
-    /// The guest's read index as last seen.
+    /// From `written` to `cursor`.
+    unpublished: u32,
+    /// From the guest's read index as last seen to `written`.
+    unread: u32,
+    /// That index.
     read: u32,
     /// The guest was asked to signal when there is space.
     waiting: bool,
@@ -201,6 +217,8 @@ impl Writer {
             size,
             written,
             cursor: written,
+            unpublished: 0,
+            unread: distance(read, written, size),
             read,
             waiting: false,
         })
@@ -219,7 +237,7 @@ impl Writer {
 
     #[inline]
     fn free(&self) -> u32 {
-        self.size - distance(self.read, self.cursor, self.size)
+        self.size - self.unread - self.unpublished
     }
 
     /// Free space by the guest's present index.
@@ -232,10 +250,8 @@ impl Writer {
     #[inline]
     fn look(&mut self, words: &impl Words) -> Result<(), RingError> {
         let read = check(words.read_index(), self.size)?;
-        let unread = distance(self.read, self.written, self.size);
-        if distance(self.read, read, self.size) > unread {
-            return Err(RingError::WentBack);
-        }
+        let new = distance(self.read, read, self.size);
+        self.unread = self.unread.checked_sub(new).ok_or(RingError::WentBack)?;
         self.read = read;
         Ok(())
     }
@@ -244,28 +260,36 @@ impl Writer {
     #[inline]
     pub(crate) fn reserve(&mut self, words: &impl Words, len: u32) -> Result<(), WriteError> {
         if self.free() <= len {
-            self.look(words)?;
-            if self.free() <= len {
-                return Err(if len > self.capacity() {
-                    WriteError::NeverFits
-                } else {
-                    WriteError::Full { needed: len }
-                });
-            }
+            self.make_room(words, len)?;
         }
         self.cursor = advance(self.cursor, len, self.size);
+        self.unpublished += len;
         Ok(())
+    }
+
+    /// Sees whether the guest has read on.
+    #[cold]
+    fn make_room(&mut self, words: &impl Words, len: u32) -> Result<(), WriteError> {
+        self.look(words)?;
+        if self.free() > len {
+            Ok(())
+        } else if len > self.capacity() {
+            Err(WriteError::NeverFits)
+        } else {
+            Err(WriteError::Full { needed: len })
+        }
     }
 
     /// Shows the guest everything reserved since the last time. True if it must
     /// be signalled: it does not look by itself, and had nothing to look at.
     #[inline]
     pub(crate) fn publish(&mut self, words: &impl Words) -> Result<bool, RingError> {
-        if self.cursor == self.written {
+        if self.unpublished == 0 {
             return Ok(false);
         }
         let old = self.written;
         self.written = self.cursor;
+        self.unread += std::mem::take(&mut self.unpublished);
         words.set_write_index(self.written);
         if self.waiting {
             // There was space after all.

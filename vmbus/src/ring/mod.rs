@@ -42,11 +42,12 @@ mod index;
 mod outgoing;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::GuestMemoryBackend;
 
 pub use crate::mapped::MapError;
-use crate::mapped::{GuestPages, PAGE_SIZE, Stretch};
+use crate::mapped::{ControlBlock, GuestPages, PAGE_SIZE, Stretch};
 use crate::wire::{PACKET_HEADER_SIZE, PACKET_TRAILER_SIZE, PacketHeader};
 pub(crate) use incoming::Mark;
 pub use incoming::{Incoming, IncomingPacket, PacketPayload};
@@ -150,13 +151,17 @@ impl RingPair {
             .and_then(|offset| pfns.split_at_checked(offset))
             .filter(|(incoming, outgoing)| incoming.len() >= 2 && outgoing.len() >= 2)
             .ok_or(bad)?;
-        let data_size = |pfns: &[u64]| {
-            let size = (pfns.len() - 1) * PAGE_SIZE;
-            u32::try_from(size.min(MAX_DATA_SIZE)).map_err(|_| bad)
+        let data = |pfns: &[u64]| -> Result<Data, OpenError> {
+            // Runs of pages end where the ring does.
+            let pfns = pfns.get(..=MAX_DATA_SIZE / PAGE_SIZE).unwrap_or(pfns);
+            Ok(Data {
+                size: u32::try_from((pfns.len() - 1) * PAGE_SIZE).map_err(|_| bad)?,
+                pages: GuestPages::map(memory, pfns)?,
+            })
         };
         Ok(Self {
-            incoming: Incoming::new(GuestPages::map(memory, incoming)?, data_size(incoming)?)?,
-            outgoing: Outgoing::new(GuestPages::map(memory, outgoing)?, data_size(outgoing)?)?,
+            incoming: Incoming::new(data(incoming)?)?,
+            outgoing: Outgoing::new(data(outgoing)?)?,
         })
     }
 }
@@ -179,9 +184,8 @@ const DATA: usize = PAGE_SIZE;
 
 impl Data {
     #[inline]
-    fn control(&self) -> Result<&crate::mapped::ControlBlock, RingError> {
-        // A ring without pages is refused when it is opened.
-        self.pages.control().ok_or(RingError::Torn { available: 0 })
+    fn control(&self) -> &ControlBlock {
+        self.pages.control()
     }
 
     /// Where `at`, below the ring's size, is in its pages.
@@ -210,41 +214,52 @@ impl Data {
 
     /// The `len` bytes at `at`, if they do not wrap and are one stretch of memory.
     #[inline]
-    fn stretch(&self, at: u32, len: u32) -> Option<Stretch<'_>> {
-        let len = usize::try_from(len).ok()?;
-        if len > self.before_wrap(at) {
-            return None;
-        }
+    fn stretch(&self, at: u32, len: usize) -> Option<Stretch<'_>> {
         self.pages.stretch(Self::offset(at), len)
     }
 
     #[inline]
     fn read_header(&self, at: u32) -> PacketHeader {
-        let straight = self.stretch(at, HEADER).and_then(|bytes| bytes.read_16(0));
-        PacketHeader::from_bytes(straight.unwrap_or_else(|| {
-            let mut bytes = [0; PACKET_HEADER_SIZE];
-            self.read(at, &mut bytes);
-            bytes
-        }))
+        let words = self
+            .stretch(at, PACKET_HEADER_SIZE)
+            .and_then(Stretch::words);
+        match words {
+            Some([first, second, ..]) => PacketHeader::from_words([
+                first.load(Ordering::Relaxed),
+                second.load(Ordering::Relaxed),
+            ]),
+            _ => self.read_header_in_pieces(at),
+        }
+    }
+
+    #[cold]
+    fn read_header_in_pieces(&self, at: u32) -> PacketHeader {
+        let mut bytes = [0; PACKET_HEADER_SIZE];
+        self.read_in_pieces(at, &mut bytes);
+        PacketHeader::from_bytes(bytes)
     }
 
     #[inline]
     fn read(&self, at: u32, to: &mut [u8]) {
-        let straight = self.before_wrap(at);
-        if to.len() <= straight {
-            self.pages.read(Self::offset(at), to);
-        } else if let Some((now, later)) = to.split_at_mut_checked(straight) {
+        match self.stretch(at, to.len()) {
+            Some(stretch) => drop(stretch.read(0, to)),
+            None => self.read_in_pieces(at, to),
+        }
+    }
+
+    #[cold]
+    fn read_in_pieces(&self, at: u32, to: &mut [u8]) {
+        let straight = self.before_wrap(at).min(to.len());
+        if let Some((now, later)) = to.split_at_mut_checked(straight) {
             self.pages.read(Self::offset(at), now);
             self.pages.read(DATA, later);
         }
     }
 
-    #[inline]
-    fn write(&self, at: u32, from: &[u8]) {
-        let straight = self.before_wrap(at);
-        if from.len() <= straight {
-            self.pages.write(Self::offset(at), from);
-        } else if let Some((now, later)) = from.split_at_checked(straight) {
+    #[cold]
+    fn write_in_pieces(&self, at: u32, from: &[u8]) {
+        let straight = self.before_wrap(at).min(from.len());
+        if let Some((now, later)) = from.split_at_checked(straight) {
             self.pages.write(Self::offset(at), now);
             self.pages.write(DATA, later);
         }

@@ -7,10 +7,14 @@
 //!       full ─► request_space ─► wait for the guest's signal, or go on at once
 //! ```
 
+use std::sync::atomic::Ordering;
+
+use zerocopy::IntoBytes;
+
 use super::index::Writer;
 use super::{Data, HEADER, RingError, TRAILER, WriteError};
-use crate::mapped::{GuestPages, Stretch};
-use crate::wire::{PacketFlags, PacketHeader, PacketType};
+use crate::mapped::Stretch;
+use crate::wire::{PACKET_HEADER_SIZE, PacketFlags, PacketHeader, PacketType};
 
 /// The host's end of the ring that the guest reads.
 #[derive(Debug)]
@@ -51,9 +55,8 @@ impl PacketMeta {
 }
 
 impl Outgoing {
-    pub(super) fn new(pages: GuestPages, size: u32) -> Result<Self, RingError> {
-        let data = Data { pages, size };
-        let writer = Writer::new(data.control()?, size)?;
+    pub(super) fn new(data: Data) -> Result<Self, RingError> {
+        let writer = Writer::new(data.control(), data.size)?;
         Ok(Self { data, writer })
     }
 
@@ -70,7 +73,7 @@ impl Outgoing {
 
     /// Free ring bytes now.
     pub fn free(&mut self) -> Result<u32, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         self.writer.current_free(control)
     }
 
@@ -89,26 +92,24 @@ impl Outgoing {
         let payload = parts.iter().map(|part| part.len()).sum();
         let (len8, size) = lengths(payload).ok_or(WriteError::NeverFits)?;
         let start = self.writer.cursor();
-        self.writer.reserve(self.data.control()?, size)?;
+        self.writer.reserve(self.data.control(), size)?;
 
-        let packet = NewPacket {
-            header: PacketHeader {
-                packet_type: meta.packet_type,
-                offset8: OFFSET8,
-                len8,
-                flags: meta.flags,
-                transaction_id: meta.transaction_id,
-            },
-            parts,
-            // The last word of the payload may be more than the parts fill.
-            padded: !payload.is_multiple_of(8),
-            trailer: u64::from(start) << 32,
+        let header = PacketHeader {
+            packet_type: meta.packet_type,
+            offset8: OFFSET8,
+            len8,
+            flags: meta.flags,
+            transaction_id: meta.transaction_id,
         };
-        match self.data.stretch(start, size) {
-            Some(stretch) => packet.write(size, |at, bytes| put(stretch, at, bytes)),
-            None => packet.write(size, |at, bytes| {
-                self.data.write(self.data.wrap(start, at), bytes);
-            }),
+        let packet = NewPacket {
+            head: header.to_words(),
+            payload,
+            trailer: (u64::from(start) << 32).to_le(),
+        };
+        let stretch = usize::try_from(size).ok();
+        let stretch = stretch.and_then(|size| self.data.stretch(start, size));
+        if !stretch.is_some_and(|stretch| packet.write(stretch, parts)) {
+            packet.write_in_pieces(&self.data, start, size, parts);
         }
         Ok(())
     }
@@ -117,7 +118,7 @@ impl Outgoing {
     /// be signalled.
     #[inline]
     pub fn publish(&mut self) -> Result<bool, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         self.writer.publish(control)
     }
 
@@ -125,49 +126,67 @@ impl Outgoing {
     /// `needed` ring bytes are free. True if they are already: try again, no
     /// signal will come.
     pub fn request_space(&mut self, needed: u32) -> Result<bool, RingError> {
-        let control = self.data.control()?;
+        let control = self.data.control();
         self.writer.request_space(control, needed)
     }
 }
 
-/// A packet on its way into the ring.
-struct NewPacket<'a> {
-    header: PacketHeader,
-    parts: &'a [&'a [u8]],
-    padded: bool,
+/// A packet on its way into the ring, without its payload.
+#[derive(Clone, Copy)]
+struct NewPacket {
+    /// As it is in memory, as the trailer is.
+    head: [u64; 2],
+    /// Bytes of the payload.
+    payload: usize,
     trailer: u64,
 }
 
-impl NewPacket<'_> {
-    /// Gives the packet of `size` ring bytes to `put`, piece by piece, each with
-    /// its offset.
+impl NewPacket {
+    /// The last word of the payload may be more than its bytes fill. Zeroes are
+    /// put there first, and overwritten as far as needed.
     #[inline]
-    fn write(&self, size: u32, mut put: impl FnMut(u32, &[u8])) {
-        let [first, second]: [[u8; 8]; 2] = zerocopy::transmute!(self.header.to_bytes());
-        put(0, &first);
-        put(8, &second);
-        if self.padded {
-            // Zeroes first: the payload overwrites what it needs of the word.
+    fn is_padded(self) -> bool {
+        !self.payload.is_multiple_of(8)
+    }
+
+    /// Fills a stretch of just the packet's size. False if it is none of words.
+    #[inline]
+    fn write(self, to: Stretch<'_>, parts: &[&[u8]]) -> bool {
+        let Some([first, second, payload @ .., trailer]) = to.words() else {
+            return false;
+        };
+        let [head, id] = self.head;
+        first.store(head, Ordering::Relaxed);
+        second.store(id, Ordering::Relaxed);
+        trailer.store(self.trailer, Ordering::Relaxed);
+        if let Some(last) = payload.last().filter(|_| self.is_padded()) {
+            last.store(0, Ordering::Relaxed);
+        }
+        let mut at = PACKET_HEADER_SIZE;
+        for part in parts {
+            to.write(at, part);
+            at += part.len();
+        }
+        true
+    }
+
+    /// The same for `size` ring bytes from `start` on that wrap, or are not all
+    /// in one place.
+    #[cold]
+    fn write_in_pieces(self, to: &Data, start: u32, size: u32, parts: &[&[u8]]) {
+        let put = |at: u32, bytes: &[u8]| to.write_in_pieces(to.wrap(start, at), bytes);
+        put(0, self.head.as_bytes());
+        if self.is_padded() {
             put(size - TRAILER - 8, &[0; 8]);
         }
         let mut at = HEADER;
-        for part in self.parts {
+        for part in parts {
             put(at, part);
             // The sum of all parts fits, so each does.
             at += u32::try_from(part.len()).unwrap_or(0);
         }
-        put(size - TRAILER, &self.trailer.to_le_bytes());
+        put(size - TRAILER, self.trailer.as_bytes());
     }
-}
-
-/// Writes `bytes` to `at` of a stretch that has room for the whole packet.
-#[inline]
-fn put(stretch: Stretch<'_>, at: u32, bytes: &[u8]) {
-    let at = usize::try_from(at).unwrap_or(usize::MAX);
-    match bytes.try_into() {
-        Ok(word) if at.is_multiple_of(8) => stretch.write_8(at, word),
-        _ => stretch.write(at, bytes),
-    };
 }
 
 /// The header's length in units of 8 bytes: ours is always plain.

@@ -117,6 +117,31 @@ impl PacketHeader {
         bytes
     }
 
+    /// From the two words on the wire. The ring's way: put together from fields
+    /// in memory, a header could not be loaded as words before they have settled,
+    /// which takes longer than all the rest.
+    #[inline]
+    pub fn from_words([first, second]: [u64; 2]) -> Self {
+        let [t0, t1, o0, o1, l0, l1, f0, f1] = u64::from_le(first).to_le_bytes();
+        Self {
+            packet_type: PacketType(u16::from_le_bytes([t0, t1])),
+            offset8: u16::from_le_bytes([o0, o1]),
+            len8: u16::from_le_bytes([l0, l1]),
+            flags: PacketFlags::from_bits_retain(u16::from_le_bytes([f0, f1])),
+            transaction_id: u64::from_le(second),
+        }
+    }
+
+    /// The two words on the wire.
+    #[inline]
+    pub fn to_words(self) -> [u64; 2] {
+        let first = u64::from(self.packet_type.0)
+            | u64::from(self.offset8) << 16
+            | u64::from(self.len8) << 32
+            | u64::from(self.flags.bits()) << 48;
+        [first.to_le(), self.transaction_id.to_le()]
+    }
+
     /// Bytes from the packet's start to its payload.
     pub fn payload_offset(&self) -> u32 {
         u32::from(self.offset8) * 8

@@ -198,6 +198,13 @@ fn indices_that_go_back_are_refused() {
     reader.advance(400);
     words.write.set(200);
     assert_eq!(reader.unmask(&words), Err(RingError::WentBack));
+    // Neither may it come up to what is not given back: that would look empty.
+    words.write.set(0);
+    assert_eq!(reader.unmask(&words), Err(RingError::WentBack));
+    words.write.set(SIZE - ALIGN);
+    assert_eq!(reader.present(&words), Ok(SIZE - ALIGN - 400));
+    reader.rewind();
+    assert_eq!(reader.present(&words), Ok(SIZE - ALIGN));
 
     let words = Plain::default();
     words.write.set(800);

@@ -211,7 +211,11 @@ proptest! {
 
     #[test]
     fn a_packet_header_survives_the_wire(bytes in any::<[u8; 16]>()) {
-        prop_assert_eq!(PacketHeader::from_bytes(bytes).to_bytes(), bytes);
+        let header = PacketHeader::from_bytes(bytes);
+        prop_assert_eq!(header.to_bytes(), bytes);
+        let words: [u64; 2] = zerocopy::transmute!(bytes);
+        prop_assert_eq!(PacketHeader::from_words(words), header);
+        prop_assert_eq!(header.to_words(), words);
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Incoming {
 
     /// The next packet, if there is one. It stays the next one until
     /// [`advance`](Self::advance).
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always)] // As `Outgoing::write`.
     pub fn peek(&mut self) -> Result<Option<IncomingPacket<'_>>, RingError> {
         let available = self.reader.available(self.data.control())?;
         if available == 0 {

@@ -113,6 +113,13 @@ impl Image {
         Self::build("bench", Kernel::get(BENCH_KERNEL)?, BENCH_MODULES, None)
     }
 
+    /// The same with the distribution's daemons, too large for a boot to be timed.
+    pub fn bench_with_daemons() -> Result<Self> {
+        let kernel = Kernel::get(BENCH_KERNEL)?;
+        let daemons = Daemons::get(kernels::find(BENCH_KERNEL)?.release)?;
+        Self::build("bench-daemons", kernel, BENCH_MODULES, Some(&daemons))
+    }
+
     /// The image of the nest itself.
     pub fn nest() -> Result<Self> {
         Self::build("nest", Kernel::get(kernels::NEST)?, NEST_MODULES, None)

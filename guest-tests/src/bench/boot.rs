@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! From the start of a VMM to the guest's init, to its services, to the end.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
@@ -12,23 +9,27 @@ use super::machine::Machine;
 use super::trace::{self, FirstEntry};
 use super::{Ground, tell};
 use crate::suite::vm::read_events;
-use crate::suite::{Failure, Outcome};
+use crate::suite::{Failure, Outcome, Vm};
 
 /// What the agent says first, told to do so by `agent.mark`.
 const MARK: &str = "agent: init";
 /// For a guest of ours: load the services' driver, then power off.
 const WORDS: &str = "agent.mark agent.modules=hv_utils agent.poweroff";
 
+/// By the nest's clock, and far more than any of them takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Times of one boot in milliseconds.
 pub(super) fn time(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Value> {
     let began = SystemTime::now().duration_since(UNIX_EPOCH);
     let began = began.unwrap_or_default().as_secs_f64() * 1000.0;
     let start = Instant::now();
-    let mut booted = start_machine(ground, machine, elf)?;
+    let mut vm = start_machine(ground, machine, elf)?;
     let mut found = Map::new();
     found.insert("init".to_owned(), json!(milliseconds(start)));
     if machine == Machine::Ours {
-        booted.end()?;
+        while vm.console.line(start + LIMIT).is_ok() {}
+        vm.expect_exit(0)?;
         found.insert("exit".to_owned(), json!(milliseconds(start)));
         found.insert("ready".to_owned(), json!(ready(ground)? - began));
     }
@@ -52,65 +53,25 @@ pub(super) fn share(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Val
 
 /// What happens until init runs: exits by their kinds.
 pub(super) fn count(ground: &Ground, machine: Machine) -> Outcome<Value> {
-    let (booted, counts) = trace::count(|| start_machine(ground, machine, false))?;
+    let (vm, counts) = trace::count(|| start_machine(ground, machine, false))?;
     let counts = counts.per(1.0);
-    drop(booted);
+    drop(vm);
     tell(&format!("{}: until init {counts}", machine.name()));
     Ok(counts)
 }
 
+/// What happens until init runs, by the time.
+pub(super) fn timeline(ground: &Ground, machine: Machine) -> Outcome<Value> {
+    let file = ground.timeline(machine, "boot");
+    trace::timeline(&file, || start_machine(ground, machine, false).map(drop))?;
+    Ok(Value::Null)
+}
+
 /// A guest that has got to its init. Dropping it kills it.
-struct Booted {
-    child: Child,
-    output: Box<dyn BufRead>,
-}
-
-fn start_machine(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Booted> {
-    let mut child = machine
-        .command(ground, elf, WORDS)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(ground.events().with_extension("stderr"))?)
-        .spawn()?;
-    let Some(output) = child.stdout.take() else {
-        return Err(Failure("no pipe".to_owned()));
-    };
-    let mut booted = Booted {
-        child,
-        output: Box::new(BufReader::new(output)),
-    };
-    let mut line = Vec::new();
-    while booted.output.read_until(b'\n', &mut line)? != 0 {
-        if String::from_utf8_lossy(&line).contains(MARK) {
-            return Ok(booted);
-        }
-        line.clear();
-    }
-    Err(Failure(format!(
-        "{} ended before its guest's init",
-        machine.name()
-    )))
-}
-
-impl Booted {
-    /// Waits until it has ended by itself.
-    fn end(&mut self) -> Outcome {
-        let mut rest = Vec::new();
-        self.output.read_to_end(&mut rest)?;
-        let status = self.child.wait()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(Failure(format!("vmm ended with {status}")))
-        }
-    }
-}
-
-impl Drop for Booted {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start_machine(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Vm> {
+    let mut vm = Vm::start(machine.command(ground, elf, WORDS), ground.events())?;
+    vm.console.expect(MARK, Instant::now() + LIMIT)?;
+    Ok(vm)
 }
 
 /// When the last of the driver's own services was ready, by the wall clock.

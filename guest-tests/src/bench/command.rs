@@ -9,6 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::root::{self, Root};
 use super::{report, rings};
 use crate::build;
 use crate::error::{Context, Result, failed, output_of};
@@ -41,23 +42,33 @@ pub fn guest(wish: &Wish) -> Result<u8> {
             build::program("guest-tests", "guest-suite")?,
         ))
     })?;
+    let with_daemons = Image::bench_with_daemons()?.initramfs;
+    let vmlinux = image.kernel.vmlinux()?;
     let out = paths::scratch()?.join("bench.json");
     let _ = fs::remove_file(&out);
-    // From memory too: see `Ground::settle_in`.
-    let script = "cp \"$0\" /tmp/guest-suite && exec /tmp/guest-suite \"$@\"";
-    let mut argv: Vec<OsString> = ["/bin/sh", "-c", script].map(OsString::from).into();
-    argv.extend([suite.into(), "bench".into()]);
+    let mut root = Root::default();
+    for program in [&vmm, &agent, &suite, &qemu] {
+        root.program(program);
+    }
+    root.peers_firmware();
+    let kernels = [image.kernel.vmlinuz(), vmlinux];
+    for file in kernels.iter().chain([&image.initramfs, &with_daemons]) {
+        root.file(file);
+    }
+    let [vmlinuz, vmlinux] = kernels;
+    let mut argv: Vec<OsString> = vec![suite.into(), "bench".into()];
     let mut pair = |name: &str, value: OsString| argv.extend([name.into(), value]);
     pair("--vmm", vmm.into());
     pair("--agent", agent.into());
-    pair("--vmlinuz", image.kernel.vmlinuz().into());
-    pair("--vmlinux", image.kernel.vmlinux()?.into());
+    pair("--vmlinuz", vmlinuz.into());
+    pair("--vmlinux", vmlinux.into());
     pair("--initramfs", image.initramfs.into());
+    pair("--with-daemons", with_daemons.into());
     pair("--qemu", qemu.into());
-    pair("--out", out.clone().into());
+    pair("--out", root::RESULTS.into());
     argv.extend(wish.only.iter().map(OsString::from));
     let status = exec::exec(&Exec {
-        argv,
+        argv: root.command(argv, &out),
         icount: true,
         ..Exec::default()
     })?;

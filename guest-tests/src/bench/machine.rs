@@ -69,7 +69,8 @@ impl Machine {
             .arg(&ground.initramfs)
             .args(["-append", &cmdline]);
         if self == Self::Microvm {
-            let lean = "microvm,x-option-roms=off,rtc=off,pit=off,pic=off,isa-serial=on";
+            // Without an RTC the guest looks for one for ever.
+            let lean = "microvm,x-option-roms=off,rtc=on,pit=off,pic=off,isa-serial=on";
             command.args(["-machine", lean, "-bios", "qboot.rom"]);
         } else {
             command.args(["-machine", "pc"]);
@@ -112,12 +113,18 @@ impl Machine {
 }
 
 /// A socket's path: not beside the logs, since that file system may have none.
-fn socket(name: &str) -> PathBuf {
+pub(super) fn socket(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("bench-{}-{name}", std::process::id()))
 }
 
 impl Ground {
     pub(super) fn events(&self) -> PathBuf {
         self.dir.join("bench.events")
+    }
+
+    /// Where to write down what happens.
+    pub(super) fn timeline(&self, machine: Machine, what: &str) -> PathBuf {
+        let name = machine.name().replace(' ', "-");
+        self.out.with_extension(format!("{name}.{what}"))
     }
 }

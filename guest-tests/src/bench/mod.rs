@@ -9,10 +9,11 @@ mod machine;
 pub mod memory;
 mod report;
 mod rings;
+mod root;
+pub(crate) mod services;
 mod streams;
 pub mod trace;
 
-use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -21,7 +22,7 @@ use crate::suite::Outcome;
 use machine::Machine;
 
 /// With what is measured.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ground {
     /// The program that is measured.
     pub vmm: PathBuf,
@@ -35,35 +36,12 @@ pub struct Ground {
     pub vmlinux: PathBuf,
     /// The guest's initial RAM disk.
     pub initramfs: PathBuf,
+    /// The same with the distribution's daemons.
+    pub with_daemons: PathBuf,
     /// For logs.
     pub dir: PathBuf,
     /// Where the figures go.
     pub out: PathBuf,
-}
-
-impl Ground {
-    /// Moves everything that is measured into this machine's memory. In the
-    /// nest's deterministic time a machine that waits for a file of the outer
-    /// one sees its clock jump to the next timer, however long that is.
-    pub fn settle_in(&mut self) -> Outcome {
-        let dir = std::env::temp_dir().join("bench");
-        fs::create_dir_all(&dir)?;
-        for path in [
-            &mut self.vmm,
-            &mut self.qemu,
-            &mut self.agent,
-            &mut self.vmlinuz,
-            &mut self.vmlinux,
-            &mut self.initramfs,
-        ] {
-            let here = dir.join(path.file_name().unwrap_or_default());
-            if fs::copy(&path, &here).is_ok() {
-                *path = here;
-            }
-        }
-        self.dir = dir;
-        Ok(())
-    }
 }
 
 /// Measures the parts whose names contain one of the words, or all.
@@ -85,6 +63,7 @@ pub fn run(ground: &Ground, only: &[String]) -> Outcome<Value> {
         ("share-bzimage", &|| boot::share(ground, Ours, false)),
         ("share-elf", &|| boot::share(ground, Ours, true)),
         ("boot-counts", &|| boot::count(ground, Ours)),
+        ("services", &|| services::measure(ground)),
         ("memory-1", &|| memory::measure(ground, Ours, 1)),
         ("memory-4", &|| memory::measure(ground, Ours, 4)),
         ("memory-microvm", &|| memory::measure(ground, Microvm, 1)),
@@ -94,6 +73,10 @@ pub fn run(ground: &Ground, only: &[String]) -> Outcome<Value> {
     let timelines: &[(&str, &dyn Fn() -> Outcome<Value>)] = &[
         ("timeline-vmm", &|| streams::timeline(ground, Ours)),
         ("timeline-pc", &|| streams::timeline(ground, Pc)),
+        ("timeline-start-vmm", &|| boot::timeline(ground, Ours)),
+        ("timeline-start-microvm", &|| {
+            boot::timeline(ground, Microvm)
+        }),
     ];
     let mut all = Map::new();
     let wanted = |name: &str| only.iter().any(|word| name.contains(word.as_str()));

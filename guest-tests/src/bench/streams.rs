@@ -74,9 +74,7 @@ pub(super) fn timeline(ground: &Ground, machine: Machine) -> Outcome<Value> {
         ("host-ping", 20),
         ("guest-ping", 20),
     ] {
-        let file = ground
-            .out
-            .with_extension(format!("{}.{kind}", machine.name().replace(' ', "-")));
+        let file = ground.timeline(machine, kind);
         trace::timeline(&file, || drive(ground, machine, kind, count).map(drop))?;
     }
     drop(vm);

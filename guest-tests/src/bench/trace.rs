@@ -72,7 +72,7 @@ pub(super) fn timeline(to: &Path, run: impl FnOnce() -> Outcome) -> Outcome {
     ];
     mount()?;
     set("trace_clock", "mono")?;
-    set("buffer_size_kb", "8192")?;
+    set("buffer_size_kb", "65536")?;
     for event in WATCHED {
         set(&format!("events/{event}/enable"), "1")?;
     }

@@ -59,6 +59,9 @@ enum Cmd {
         /// The initial RAM disk
         #[arg(long)]
         initramfs: PathBuf,
+        /// The same with the distribution's daemons
+        #[arg(long)]
+        with_daemons: PathBuf,
         /// The peer
         #[arg(long, default_value = "/usr/bin/qemu-system-x86_64")]
         qemu: PathBuf,
@@ -117,24 +120,27 @@ fn main() -> ExitCode {
             vmlinuz,
             vmlinux,
             initramfs,
+            with_daemons,
             qemu,
             out,
             only,
-        } => end(runner::log_dir("bench").and_then(|dir| {
-            let mut ground = bench::Ground {
+        } => {
+            let ground = bench::Ground {
                 vmm,
                 qemu,
                 agent,
                 vmlinuz,
                 vmlinux,
                 initramfs,
-                dir,
+                with_daemons,
+                dir: std::env::temp_dir(),
                 out: out.clone(),
             };
-            let found = ground.settle_in().and_then(|()| bench::run(&ground, &only));
-            let found = found.map_err(|failure| failed("bench", failure.to_string()))?;
-            fs::write(&out, found.to_string()).map_err(|error| failed("bench", error.to_string()))
-        })),
+            let found = bench::run(&ground, &only);
+            end(found
+                .and_then(|found| Ok(fs::write(&out, found.to_string())?))
+                .map_err(|failure| failed("bench", failure.to_string())))
+        }
         Cmd::Run {
             case,
             kernel,

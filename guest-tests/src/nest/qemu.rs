@@ -82,10 +82,14 @@ fn arguments(image: &Image, vmlinux: PathBuf, options: &Options, console: &Path)
     // guests' programs crash at random. What cannot be used without XSAVE has to
     // be taken away by name: 7.x kernels look only for AVX itself.
     add("-L /usr/share/seabios -L /usr/share/qemu");
-    add("-cpu max,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq,-pku");
+    let cpu = "max,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq,-pku";
     if options.icount {
+        // A CPU that boasts of fast string operations is copied on with `rep movsb`,
+        // and the emulation takes each byte of it for an instruction.
+        add(&format!("-cpu {cpu},-erms,-fsrm"));
         add("-accel tcg,thread=single -icount shift=0,sleep=off");
     } else {
+        add(&format!("-cpu {cpu}"));
         add("-accel tcg,thread=multi");
     }
     add(&format!("-smp {} -m {}", options.cpus, memory_mib()));

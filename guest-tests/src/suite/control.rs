@@ -49,8 +49,13 @@ impl Control {
 
     /// The VM at this socket.
     pub fn at(context: &Context, socket: &Path) -> Self {
+        Self::of(&context.vmm, socket)
+    }
+
+    /// The VM at this socket, with the `vmmctl` beside this `vmm`.
+    pub fn of(vmm: &Path, socket: &Path) -> Self {
         Self {
-            vmmctl: context.vmm.with_file_name("vmmctl"),
+            vmmctl: vmm.with_file_name("vmmctl"),
             socket: socket.to_owned(),
         }
     }

@@ -4,6 +4,7 @@
 mod api;
 mod boot;
 mod console;
+mod cost;
 mod faults;
 mod fcopy;
 mod hardening;
@@ -45,6 +46,7 @@ pub fn all() -> Vec<Case> {
         api::CASES,
         systemd::CASES,
         vsock::CASES,
+        cost::CASES,
     ]
     .concat()
 }

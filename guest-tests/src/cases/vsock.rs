@@ -110,7 +110,7 @@ fn serve_in_guest(vm: &mut Vm) -> Outcome {
 }
 
 /// Connects to a port of the guest.
-fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
+pub(super) fn connect(path: &Path, service: impl Display) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
     writeln!(stream, "CONNECT {service}")?;
     let mut line = String::new();

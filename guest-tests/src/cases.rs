@@ -4,6 +4,7 @@
 mod api;
 mod boot;
 mod console;
+mod cost;
 mod faults;
 mod fcopy;
 mod hardening;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<Case> {
         systemd::CASES,
         vsock::CASES,
         soak::CASES,
+        cost::CASES,
     ]
     .concat()
 }

@@ -123,10 +123,11 @@ fn cmdline(scratch: &Path) -> String {
         let _ = write!(hex, "{byte:02x}");
     }
     // The emulated CPUs' mitigations cost time and protect nothing. The TSC is
-    // the host's, so there is no use in watching it with an emulated timer.
+    // the host's, so there is no use in watching it with an emulated timer. No
+    // `audit=0`: the kernel would not log what a seccomp filter has seen.
     format!(
         "console=ttyS0 loglevel=4 panic=1 mitigations=off nokaslr tsc=reliable \
-         no_timer_check nmi_watchdog=0 audit=0 agent.role=nest agent.scratch={hex}"
+         no_timer_check nmi_watchdog=0 agent.role=nest agent.scratch={hex}"
     )
 }
 

@@ -51,8 +51,8 @@ impl KernelLog {
 
     /// No call of a `vmm` was logged since.
     pub fn expect_nothing(&self) -> Outcome {
-        // The kernel writes it down a moment later.
-        std::thread::sleep(Duration::from_millis(200));
+        // A thread of the kernel's writes it down, when it gets to run.
+        std::thread::sleep(Duration::from_secs(1));
         let mut new = strays(&kernel_log()?, self.on_purpose);
         new.retain(|line| !self.before.contains(line));
         ensure!(

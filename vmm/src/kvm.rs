@@ -155,15 +155,13 @@ impl Host {
     /// that are served here exit.
     pub fn create_vm(&self) -> Result<VmFd, KvmError> {
         let vm = retry_interrupted(|| self.kvm.create_vm()).doing("creating a VM")?;
-        // Before what else makes KVM wait for its readers: it waits for them in a
-        // hurry if nobody did just before, else for some 15 ms.
-        self.filter_msrs(&vm)?;
         vm.set_identity_map_address(crate::memory::KVM_IDENTITY_MAP)
             .doing("placing the identity map")?;
         vm.set_tss_address(crate::memory::KVM_TSS)
             .doing("placing the TSS")?;
         vm.create_irq_chip()
             .doing("creating the interrupt controllers")?;
+        self.filter_msrs(&vm)?;
         Ok(vm)
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::measured::{Measured, relids};
 use super::services::{NAMES, load};
-use super::vmbus::{note, sh_long};
+use super::vmbus::{check_traces, note, sh_long};
 use super::vsock;
 use crate::ensure;
 use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
@@ -350,14 +350,7 @@ impl Member {
     }
 
     fn finish(mut self) -> Outcome {
-        let bad = self
-            .vm
-            .sh("dmesg | grep -E 'Call Trace|BUG:|WARNING:|blocked for'")?;
-        ensure!(
-            bad.stdout.is_empty(),
-            "the guest complains:\n{}",
-            bad.stdout
-        );
+        check_traces(&mut self.vm)?;
         let status = self.control.status()?;
         let of_bus = |name| status.get("vmbus").and_then(|bus| bus.get(name)).cloned();
         let violations = of_bus("violations");

@@ -198,6 +198,18 @@ pub(super) fn check_log(vm: &mut Vm, harmless: &[&str]) -> Outcome {
     Ok(())
 }
 
+/// The kernel may have said nothing of broken invariants or tasks that hang, all
+/// of a boot included.
+pub(super) fn check_traces(vm: &mut Vm) -> Outcome {
+    let bad = vm.sh("dmesg | grep -E 'Call Trace|BUG:|WARNING:|blocked for'")?;
+    ensure!(
+        bad.stdout.is_empty(),
+        "the guest complains:\n{}",
+        bad.stdout
+    );
+    Ok(())
+}
+
 /// A command in the guest that takes longer than most, and must succeed.
 pub(super) fn sh_long(vm: &mut Vm, script: &str, limit: Duration) -> Outcome<String> {
     let id = vm.ask("sh", script.as_bytes())?;

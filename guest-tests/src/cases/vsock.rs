@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use guest_agent::exchange::{echo, exchange};
 
-use super::vmbus::{note, sh_long};
+use super::vmbus::{check_traces, note, sh_long};
 use crate::ensure;
 use crate::suite::{Case, Context, Control, Failure, Outcome, Vm};
 
@@ -205,13 +205,7 @@ fn at_rest(vm: &mut Vm) -> Outcome {
         n=$((n+1)); [ $n -lt 1500 ] || break; usleep 10000; done; ls /sys/bus/vmbus/devices";
     let left = vm.sh_ok(script)?;
     ensure!(left.is_empty(), "channels are left: {left}");
-    let bad = vm.sh("dmesg | grep -E 'Call Trace|BUG:|WARNING:|blocked for'")?;
-    ensure!(
-        bad.stdout.is_empty(),
-        "the guest complains:\n{}",
-        bad.stdout
-    );
-    Ok(())
+    check_traces(vm)
 }
 
 fn refused(context: &Context) -> Outcome {

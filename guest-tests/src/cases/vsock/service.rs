@@ -119,7 +119,8 @@ fn until_connections(control: &Control, wanted: u64) -> Outcome {
         let all = vm["services"].as_array().map_or(&[][..], Vec::as_slice);
         let detail = all.iter().find(|one| one["name"] == "vsock");
         let detail = detail.and_then(|one| one["detail"].as_str());
-        detail.is_some_and(|detail| detail == format!("{wanted} connections"))
+        let plural = if wanted == 1 { "" } else { "s" };
+        detail.is_some_and(|detail| detail == format!("{wanted} connection{plural}"))
     };
     control.until("connected", SOON, so).map(drop)
 }
@@ -144,6 +145,8 @@ fn names(vm: &mut Vm, control: &Control, path: &Path) -> Outcome {
     control.ok(&["hvsocket", "register", port, "build agent"])?;
     serve_as(path, "build agent", send_back)?;
     let held = connect(path, GUEST_PORT)?;
+    // The one made by name has ended for us; the guest may not have let go yet.
+    until_connections(control, 1)?;
     let list: Value = serde_json::from_str(&control.ok(&["--json", "hvsocket", "list"])?)
         .map_err(|error| Failure(error.to_string()))?;
     ensure!(

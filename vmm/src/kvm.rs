@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! KVM: opening it, and finding out what it cannot do before a guest does.
 
-use std::io;
+use std::{fs, io};
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    CpuId, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_VAPIC, KVM_CAP_X86_MSR_FILTER,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
@@ -82,6 +83,8 @@ pub struct Host {
     pub synic: SynicMode,
     /// The local APIC has a TSC deadline mode.
     pub tsc_deadline: bool,
+    /// A guest saves exits if it ends interrupts as on Hyper-V.
+    pub lazy_eoi: bool,
     /// What CPUID KVM supports.
     pub cpuid: CpuId,
 }
@@ -144,6 +147,9 @@ impl Host {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .doing("reading the supported CPUID")?;
         Ok(Self {
+            lazy_eoi: synic == SynicMode::Kernel
+                && kvm.check_extension_raw(KVM_CAP_HYPERV_VAPIC.into()) > 0
+                && !has_virtual_apic(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             kvm,
             synic,
@@ -197,6 +203,18 @@ impl Host {
         vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
             .doing("setting the MSR filter")
     }
+}
+
+/// Whether the host's CPUs take the end of an interrupt without an exit: then a
+/// guest that does it as on Hyper-V would have exits that it need not have.
+fn has_virtual_apic() -> bool {
+    [
+        "/sys/module/kvm_intel/parameters/enable_apicv",
+        "/sys/module/kvm_amd/parameters/avic",
+    ]
+    .iter()
+    .filter_map(|path| fs::read(path).ok())
+    .any(|said| matches!(said.first(), Some(b'Y' | b'1')))
 }
 
 /// Some KVM calls give up when a signal arrives.

@@ -263,7 +263,7 @@ fn create_vcpus(
     cpus: u32,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline);
+    let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline, host.lazy_eoi);
     let mut fds = Vec::new();
     for id in 0..cpus {
         let vcpu = vm.create_vcpu(id.into()).doing("creating a vCPU")?;

@@ -7,6 +7,7 @@
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 use crate::hyperv;
+use crate::hyperv::cpuid::Given;
 
 /// More entries than any list has.
 const MAX_ENTRIES: usize = 256;
@@ -36,7 +37,7 @@ pub struct CpuidTemplate {
 
 impl CpuidTemplate {
     /// Takes what KVM supports and makes of it the CPUID of a machine with `cpus` vCPUs.
-    pub fn new(supported: &CpuId, cpus: u32, tsc_deadline: bool) -> Self {
+    pub fn new(supported: &CpuId, cpus: u32, tsc_deadline: bool, lazy_eoi: bool) -> Self {
         let mut entries: Vec<_> = supported
             .as_slice()
             .iter()
@@ -63,7 +64,11 @@ impl CpuidTemplate {
         if max_basic >= 0xB {
             entries.extend(extended_topology(cpus));
         }
-        entries.extend(hyperv::cpuid::leaves(cpus, invariant_tsc).into_iter().map(
+        let given = Given {
+            invariant_tsc,
+            lazy_eoi,
+        };
+        entries.extend(hyperv::cpuid::leaves(cpus, given).into_iter().map(
             |(function, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
                 function,
                 eax,
@@ -199,7 +204,7 @@ mod tests {
             entry(0x8000_001E, [0, 0, 0, 0]),
         ])
         .unwrap();
-        CpuidTemplate::new(&supported, cpus, true)
+        CpuidTemplate::new(&supported, cpus, true, true)
     }
 
     fn find(template: &CpuidTemplate, id: u32, function: u32, index: u32) -> kvm_cpuid_entry2 {

@@ -34,6 +34,7 @@ bitflags! {
     struct Features: u32 {
         const TIME_REF_COUNT = 1 << 1;
         const SYNIC = 1 << 2;
+        const APIC = 1 << 4;
         const HYPERCALL = 1 << 5;
         const VP_INDEX = 1 << 6;
         const REFERENCE_TSC = 1 << 9;
@@ -59,6 +60,9 @@ bitflags! {
     /// Leaf 0x40000004 EAX: advice to the guest.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Hints: u32 {
+        /// The guest ends interrupts through its assist page and KVM's MSRs: as a
+        /// rule without an exit.
+        const LAZY_EOI = 1 << 3;
         const RELAXED_TIMING = 1 << 5;
         /// Without it the guest asks for auto-EOI on SINT 2 and does not write
         /// EOI itself; interrupts injected as ordinary ones would block.
@@ -66,11 +70,22 @@ bitflags! {
     }
 }
 
-/// The leaves of a partition with `cpus` VPs; `invariant_tsc` tells whether the
-/// host's TSC runs at one rate through all power states.
-pub fn leaves(cpus: u32, invariant_tsc: bool) -> Vec<Leaf> {
+/// What depends on the host.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// Its TSC runs at one rate through all power states.
+    pub invariant_tsc: bool,
+    /// Its kernel has the assist page, and a guest gains by it.
+    pub lazy_eoi: bool,
+}
+
+/// The leaves of a partition with `cpus` VPs.
+pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
     let mut features = Features::all();
-    features.set(Features::TSC_INVARIANT, invariant_tsc);
+    features.set(Features::TSC_INVARIANT, given.invariant_tsc);
+    features.set(Features::APIC, given.lazy_eoi);
+    let mut hints = Hints::all();
+    hints.set(Hints::LAZY_EOI, given.lazy_eoi);
     let [b, c, d] = VENDOR;
     let mut leaves = vec![
         (FIRST, [LAST, b, c, d]),
@@ -85,7 +100,7 @@ pub fn leaves(cpus: u32, invariant_tsc: bool) -> Vec<Leaf> {
                 Misc::all().bits(),
             ],
         ),
-        (FIRST + 4, [Hints::all().bits(), SPIN_FOREVER, 0, 0]),
+        (FIRST + 4, [hints.bits(), SPIN_FOREVER, 0, 0]),
         (FIRST + 5, [cpus, cpus, 0, 0]),
     ];
     let zero = (FIRST + 6..=FIRST + 0xC).chain(FIRST + 0x80..=LAST);
@@ -97,8 +112,17 @@ pub fn leaves(cpus: u32, invariant_tsc: bool) -> Vec<Leaf> {
 mod tests {
     use super::*;
 
+    const ALL: Given = Given {
+        invariant_tsc: true,
+        lazy_eoi: true,
+    };
+    const NONE: Given = Given {
+        invariant_tsc: false,
+        lazy_eoi: false,
+    };
+
     fn leaf(function: u32) -> [u32; 4] {
-        let all = leaves(4, true);
+        let all = leaves(4, ALL);
         let mut found = all.iter().filter(|(f, _)| *f == function);
         let registers = found.next().unwrap().1;
         assert!(found.next().is_none(), "{function:#x} twice");
@@ -116,13 +140,14 @@ mod tests {
 
     #[test]
     fn features_are_the_recommended_ones() {
-        assert_eq!(leaf(0x4000_0003), [0x8A66, 0x30, 0, 0x500]);
-        assert_eq!(leaves(1, false)[3].1[0], 0x0A66);
+        assert_eq!(leaf(0x4000_0003), [0x8A76, 0x30, 0, 0x500]);
+        assert_eq!(leaves(1, NONE)[3].1[0], 0x0A66);
     }
 
     #[test]
     fn auto_eoi_is_deprecated_and_no_hypercall_hint_is_set() {
-        assert_eq!(leaf(0x4000_0004), [0x220, 0xFFFF_FFFF, 0, 0]);
+        assert_eq!(leaf(0x4000_0004), [0x228, 0xFFFF_FFFF, 0, 0]);
+        assert_eq!(leaves(1, NONE)[4].1[0], 0x220);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ics_devices::fcopy::Target;
 use ics_devices::kvp::{Key, Pool, Value};
 use ics_devices::{Fcopy, Kvp, KvpAnswer, KvpRequest, NewFile};
+use vm_memory::VolatileSlice;
 use vmbus::host::Device;
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
 use vmbus::mock::{MockGuest, QuickChannel};
@@ -203,8 +204,12 @@ impl Stream for End {
         Ok(data.len())
     }
 
-    fn write_pieces(&mut self, pieces: &[std::io::IoSlice<'_>]) -> Result<usize, StreamError> {
-        pieces.iter().map(|piece| self.write(piece)).sum()
+    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+        let len = pieces.iter().map(VolatileSlice::len).sum();
+        if self.echo {
+            self.left.fetch_add(len, RELAXED);
+        }
+        Ok(len)
     }
 
     fn close_write(&mut self) {}

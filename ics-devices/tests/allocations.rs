@@ -7,12 +7,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::IoSlice;
 use std::time::Duration;
 
 use ics_devices::fcopy::Target;
 use ics_devices::{Fcopy, Heartbeat, NewFile};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use vmbus::host::{Device, EchoDevice, Host};
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
 use vmbus::mock::{MockGuest, QuickChannel};
@@ -144,8 +143,8 @@ impl Stream for End {
         Ok(data.len())
     }
 
-    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
-        Ok(pieces.iter().map(|piece| piece.len()).sum())
+    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+        Ok(pieces.iter().map(VolatileSlice::len).sum())
     }
 
     fn close_write(&mut self) {}

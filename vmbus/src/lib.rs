@@ -45,7 +45,8 @@
 //! | `mock` | a guest for tests (feature `test-utils`) | the guest's side |
 //!
 //! # Hostile guests
-//! Everything a guest writes is copied once, checked, and used from the copy. A
+//! Everything a guest writes is copied once, checked, and used from the copy; what
+//! a socket carries is not looked at, and the kernel takes it out of the ring. A
 //! guest can break its own channels and nothing else; it gets an answer where it
 //! waits for one, and is counted in [`bus::Violations`]. What it can make the host
 //! keep is bounded by named limits:

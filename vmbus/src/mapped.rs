@@ -23,8 +23,9 @@
 //! * **A guest that writes at the same time.** Control words, and the words of
 //!   packets' headers, are atomics, and each is loaded once. Payloads are copied
 //!   into host buffers, and a compiler fence behind the copy keeps the optimiser
-//!   from reading guest memory again in the copy's place. No reference to guest bytes other than to
-//!   atomics is ever made. Torn bytes are possible and harmless: they are what a
+//!   from reading guest memory again in the copy's place, or are handed to a system
+//!   call as `VolatileSlice`s. No reference to guest bytes other than to atomics is
+//!   ever made. Torn bytes are possible and harmless: they are what a
 //!   guest that writes at the wrong moment has sent.
 
 mod stretch;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use vm_memory::volatile_memory::PtrGuardMut;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 pub(crate) use stretch::Stretch;
 
@@ -201,10 +202,20 @@ impl GuestPages {
     }
 
     /// Bytes of contiguous host memory from `offset` on; 0 behind the end.
+    #[inline]
     fn contiguous(&self, offset: usize) -> usize {
         self.pages
             .get(offset >> PAGE_SHIFT)
             .map_or(0, |page| page.run - (offset & PAGE_MASK))
+    }
+
+    /// What lies together in host memory from `offset` on, `most` bytes at most;
+    /// nothing behind the end.
+    #[inline]
+    pub(crate) fn piece(&self, offset: usize, most: usize) -> Option<VolatileSlice<'_>> {
+        let len = self.contiguous(offset).min(most);
+        let stretch = self.stretch(offset, len).filter(|_| len != 0)?;
+        Some(stretch.volatile())
     }
 
     /// The `len` bytes at `offset`, if they are one stretch of host memory.

@@ -18,7 +18,7 @@ use kvm_bindings::{
     KVM_EXIT_X86_RDMSR, KVMIO, kvm_hyperv_eventfd, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
@@ -277,6 +277,51 @@ pub(crate) fn peek(socket: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are those of a slice that may be written.
     let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_PEEK) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// Lets `bytes` be written to a socket before its reader reads, or as much as the
+/// host's administrator allows.
+pub(crate) fn widen(socket: &UnixStream, bytes: libc::c_int) {
+    let size = libc::socklen_t::try_from(size_of_val(&bytes)).unwrap_or(0);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
+    // SAFETY: the pointer is to a number of that size, which is only read.
+    let said = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const bytes).cast(),
+            size,
+        )
+    };
+    if said != 0 {
+        log::debug!("vsock: {}", io::Error::last_os_error());
+    }
+}
+
+/// Writes bytes from where they are in the guest's memory: as many of the first
+/// pieces as one call takes.
+pub(crate) fn write_volatile(
+    socket: &UnixStream,
+    pieces: &[VolatileSlice<'_>],
+) -> io::Result<usize> {
+    const MOST: usize = 64;
+    let nothing = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    let mut list = [nothing; MOST];
+    let mut count = 0;
+    for (to, piece) in list.iter_mut().zip(pieces) {
+        to.iov_base = piece.ptr_guard().as_ptr().cast_mut().cast();
+        to.iov_len = piece.len();
+        count += 1;
+    }
+    // SAFETY: each of the first `count` entries is a slice's memory, which is
+    // mapped while `pieces` is borrowed. It is only read, and by the kernel, for
+    // which it does not matter that the guest may write to it meanwhile.
+    let written = unsafe { libc::writev(socket.as_raw_fd(), list.as_ptr(), count) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
 /// Connects to a Unix socket, or fails at once: a listener that does not take

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::{Channel, SendError};
 use crate::bus::OfferSpec;
+use crate::ring::{Incoming, IncomingPacket, Place};
 use crate::wire::{PacketFlags, PacketType};
 
-/// A packet from the guest, copied out of its ring once.
+/// A packet from the guest, copied out of its ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// What it is.
@@ -23,59 +24,59 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
 }
 
-/// The most packets of a [`Batch`]: what fits into an array that is no burden.
-pub const MAX_BATCH: usize = 16;
+/// The most packets of a [`Batch`].
+pub const MAX_BATCH: usize = 64;
 
-/// A packet of a batch: its header, and where its bytes are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    pub(super) packet_type: PacketType,
-    pub(super) flags: PacketFlags,
-    pub(super) transaction_id: u64,
-    /// Where the extended header, the payload and the next packet begin.
-    pub(super) bounds: [usize; 3],
-}
-
-impl Piece {
-    /// Of no packet.
-    pub(super) const NONE: Self = Self {
-        packet_type: PacketType::IN_BAND,
-        flags: PacketFlags::empty(),
-        transaction_id: 0,
-        bounds: [0; 3],
-    };
-}
-
-/// Packets from the guest, copied out of its ring once.
-#[derive(Clone, Copy, Debug)]
+/// Packets from the guest that are still in its ring.
+#[derive(Debug)]
 pub struct Batch<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) pieces: &'a [Piece],
+    ring: &'a Incoming,
+    places: &'a [Place],
+    /// Memory for a copy.
+    copy: &'a mut Vec<u8>,
 }
 
 impl<'a> Batch<'a> {
+    pub(super) fn new(ring: &'a Incoming, places: &'a [Place], copy: &'a mut Vec<u8>) -> Self {
+        Self { ring, places, copy }
+    }
+
     /// How many there are: at least one, at most [`MAX_BATCH`].
     pub fn len(&self) -> usize {
-        self.pieces.len()
+        self.places.len()
     }
 
     /// Whether there are none, which a device is never shown.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.places.is_empty()
     }
 
-    /// The packets, in the guest's order.
-    pub fn iter(&self) -> impl Iterator<Item = Packet<'a>> + use<'a> {
-        let bytes = self.bytes;
-        self.pieces.iter().map(move |piece| {
-            let [extended, payload, end] = piece.bounds;
-            Packet {
-                packet_type: piece.packet_type,
-                flags: piece.flags,
-                transaction_id: piece.transaction_id,
-                extended_header: bytes.get(extended..payload).unwrap_or_default(),
-                payload: bytes.get(payload..end).unwrap_or_default(),
-            }
+    /// The packets from `first` on, in the guest's order. Their headers were
+    /// copied; their bytes the guest can change as long as they are in the ring.
+    pub fn packets_from(&self, first: usize) -> impl Iterator<Item = IncomingPacket<'a>> + use<'a> {
+        let ring = self.ring;
+        let places = self.places.get(first..).unwrap_or_default();
+        places.iter().map(|place| ring.packet(place))
+    }
+
+    /// The packet at `place`, copied: what a device looks at more than once.
+    pub fn copied(&mut self, place: usize) -> Option<Packet<'_>> {
+        let packet = self.ring.packet(self.places.get(place)?);
+        let payload = packet.extended_header.len();
+        let end = payload + packet.payload.len();
+        if self.copy.len() < end {
+            // At most 512 KiB, as long as a packet can be.
+            self.copy.resize(end, 0);
+        }
+        let (head, rest) = self.copy.get_mut(..end)?.split_at_mut_checked(payload)?;
+        packet.extended_header.copy_to(head);
+        packet.payload.copy_to(rest);
+        Some(Packet {
+            packet_type: packet.packet_type,
+            flags: packet.flags,
+            transaction_id: packet.transaction_id,
+            extended_header: head,
+            payload: rest,
         })
     }
 }
@@ -136,14 +137,16 @@ pub trait Device: Any + Send {
         &mut self,
         now: Duration,
         channel: &mut Channel<'_>,
-        batch: &Batch<'_>,
+        batch: &mut Batch<'_>,
     ) -> Result<usize, DeviceError> {
-        for (place, packet) in batch.iter().enumerate() {
+        let mut done = 0;
+        while let Some(packet) = batch.copied(done) {
             if self.packet(now, channel, &packet)? == Flow::Later {
-                return Ok(place);
+                break;
             }
+            done += 1;
         }
-        Ok(batch.len())
+        Ok(done)
     }
 
     /// Whether serving the device may change what the embedder asks it for. A

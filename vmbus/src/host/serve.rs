@@ -11,23 +11,21 @@
 
 use std::time::Duration;
 
-use super::device::Piece;
 use super::{Batch, Channel, Device, MAX_BATCH, MAX_PACKETS_PER_TURN, SendError, Slot, Tracer};
 use crate::bus::Violation;
 use crate::host::trace::TraceEvent;
-use crate::ring::{Mark, RingError, RingPair};
+use crate::ring::{Incoming, Place, RingError, RingPair};
 use crate::wire::{Relid, USER_DEFINED_SIZE};
 
 type Trace<'a, 'b> = &'a mut Option<&'b mut (dyn Tracer + 'static)>;
 
-/// Bytes of a batch of several packets: it stays in the CPU's cache.
-const MAX_BATCH_BYTES: usize = 64 * 1024;
-
 /// Memory that all channels use, one after the other.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Packets are copied here before their device sees them: at most 512 KiB.
-    packets: Vec<u8>,
+    /// A packet is copied here for a device that looks at it: at most 512 KiB.
+    packet: Vec<u8>,
+    /// Where the packets are that a device is shown: at most [`MAX_BATCH`].
+    places: Vec<Place>,
     /// What devices are about to send.
     sending: Vec<u8>,
 }
@@ -90,7 +88,7 @@ impl OpenChannel {
         relid: Relid,
         buffer: &mut Vec<u8>,
         trace: Trace<'_, '_>,
-        run: impl FnOnce(&mut Channel<'_>) -> T,
+        run: impl FnOnce(&mut Channel<'_>, &Incoming) -> T,
     ) -> Result<T, Fault> {
         let mut broken = None;
         let mut channel = Channel {
@@ -103,7 +101,7 @@ impl OpenChannel {
             buffer,
             tracer: trace.as_deref_mut().map(|tracer| tracer as &mut dyn Tracer),
         };
-        let said = run(&mut channel);
+        let said = run(&mut channel, &self.rings.incoming);
         broken.map_or(Ok(said), |error| Err(Fault::Ring(error)))
     }
 
@@ -119,76 +117,43 @@ impl OpenChannel {
         let mut left = MAX_PACKETS_PER_TURN;
         while left > 0 {
             let most = device.batch().clamp(1, MAX_BATCH).min(left);
-            let (mut pieces, mut marks) = ([Piece::NONE; MAX_BATCH], [Mark::default(); MAX_BATCH]);
-            let shown = self.gather(
-                pieces.iter_mut().zip(&mut marks).take(most),
-                &mut scratch.packets,
-            )?;
-            let batch = Batch {
-                bytes: &scratch.packets,
-                pieces: pieces.get(..shown).unwrap_or_default(),
-            };
-            if batch.is_empty() {
+            let Scratch {
+                packet,
+                places,
+                sending,
+            } = scratch;
+            places.clear();
+            while places.len() < most
+                && let Some(place) = self.rings.incoming.find()?
+            {
+                self.rings.incoming.advance();
+                places.push(place);
+            }
+            if places.is_empty() {
                 return Ok(Drained::Empty);
             }
+            let shown = places.len();
             if let Some(tracer) = trace {
-                for packet in batch.iter().skip(self.traced) {
-                    tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
+                let mut batch = Batch::new(&self.rings.incoming, places, packet);
+                for place in self.traced..shown {
+                    if let Some(packet) = batch.copied(place) {
+                        tracer.trace(now, TraceEvent::GuestPacket(relid, &packet));
+                    }
                 }
                 self.traced = self.traced.max(shown);
             }
-            let buffer = &mut scratch.sending;
-            let done = self.with_channel(now, relid, buffer, trace, |channel| {
-                device.packets(now, channel, &batch)
+            let done = self.with_channel(now, relid, sending, trace, |channel, ring| {
+                device.packets(now, channel, &mut Batch::new(ring, places, packet))
             })?;
             let done = done.map_err(|_| Fault::Device)?;
             self.traced = self.traced.saturating_sub(done);
-            if let Some(mark) = marks.get(done).filter(|_| done < shown) {
-                self.rings.incoming.back_to(*mark);
+            if let Some(place) = places.get(done) {
+                self.rings.incoming.back_to(place);
                 return Ok(Drained::Stalled);
             }
             left -= shown;
         }
         Ok(Drained::TurnOver)
-    }
-
-    /// Copies the next packets out of the ring and advances past them. Says how
-    /// many; not more than one if they are large.
-    fn gather<'a>(
-        &mut self,
-        places: impl Iterator<Item = (&'a mut Piece, &'a mut Mark)>,
-        scratch: &mut Vec<u8>,
-    ) -> Result<usize, Fault> {
-        let (mut shown, mut at) = (0, 0);
-        for (piece, mark) in places {
-            *mark = self.rings.incoming.mark();
-            let Some(packet) = self.rings.incoming.peek()? else {
-                break;
-            };
-            let payload = at + packet.extended_header.len();
-            let end = payload + packet.payload.len();
-            if shown > 0 && end > MAX_BATCH_BYTES {
-                break;
-            }
-            if scratch.len() < end {
-                scratch.resize(end, 0);
-            }
-            let Some(to) = scratch.get_mut(at..end) else {
-                return Err(Fault::Device);
-            };
-            let (head, rest) = to.split_at_mut(packet.extended_header.len());
-            packet.extended_header.copy_to(head);
-            packet.payload.copy_to(rest);
-            *piece = Piece {
-                packet_type: packet.packet_type,
-                flags: packet.flags,
-                transaction_id: packet.transaction_id,
-                bounds: [at, payload, end],
-            };
-            self.rings.incoming.advance();
-            (shown, at) = (shown + 1, end);
-        }
-        Ok(shown)
     }
 
     /// Makes what was read and written visible to the guest. True if it must be
@@ -254,7 +219,7 @@ impl Slot {
         };
         let device = &mut *self.device;
         let buffer = &mut scratch.sending;
-        let said = open.with_channel(now, relid, buffer, trace, |channel| {
+        let said = open.with_channel(now, relid, buffer, trace, |channel, _| {
             device.opened(now, channel)
         });
         match said {
@@ -298,7 +263,7 @@ impl OpenChannel {
         if std::mem::take(&mut self.poll) {
             // What the device could not send before comes before new packets.
             let buffer = &mut scratch.sending;
-            let said = self.with_channel(now, relid, buffer, trace, |channel| {
+            let said = self.with_channel(now, relid, buffer, trace, |channel, _| {
                 device.poll(now, channel)
             })?;
             note(relid, said);

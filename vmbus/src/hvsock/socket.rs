@@ -2,17 +2,26 @@
 //! One connection.
 
 use std::fmt;
-use std::io::IoSlice;
 use std::time::Duration;
+
+use vm_memory::VolatileSlice;
 
 use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT};
 use crate::bus::OfferSpec;
 use crate::host::{Batch, Channel, Device, DeviceError, Flow, MAX_BATCH, Packet, SendError};
-use crate::ring::PacketMeta;
+use crate::ring::{IncomingPacket, PacketMeta};
 use crate::wire::{
     ChannelFlags, Guid, PIPE_DATA, PIPE_HEADER_SIZE, PacketType, PipeHeader, TlConnectRequest,
     USER_DEFINED_SIZE,
 };
+
+/// Bytes that are copied for a stream at a time, if it does not take them from
+/// where they are.
+const COPIED: usize = 4096;
+
+/// Pieces of guest memory that a stream is given at a time. As a rule a packet
+/// lies in one, and one in a ring's length in two.
+const MAX_PIECES: usize = MAX_BATCH;
 
 /// Packets to the guest before other channels get their turn.
 const PACKETS_PER_TURN: usize = 16;
@@ -36,12 +45,30 @@ pub trait Stream: Send + 'static {
     /// Nobody in the guest took the connection.
     fn refused(&mut self) {}
 
-    /// Takes bytes from the guest and says how many, at least one.
+    /// Takes bytes from the guest and says how many, at least one. Fewer than all
+    /// means, as [`StreamError::WouldBlock`] does, that the rest would block now.
     fn write(&mut self, data: &[u8]) -> Result<usize, StreamError>;
 
-    /// The same for bytes in several pieces, of which none is empty.
-    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
-        self.write(pieces.first().map_or(&[], |piece| piece))
+    /// The same for bytes in several pieces, of which none is empty, in the
+    /// guest's memory: the guest can change them at any time. A system call can
+    /// take them from there; by default they are copied for [`write`](Self::write).
+    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+        let mut bytes = [0; COPIED];
+        let mut taken = 0;
+        for piece in pieces {
+            let mut rest = Some(*piece);
+            while let Some(from) = rest.filter(|rest| !rest.is_empty()) {
+                let len = from.copy_to(&mut bytes);
+                match self.write(bytes.get(..len).unwrap_or_default()) {
+                    Ok(written) if written < len => return Ok(taken + written),
+                    Ok(_) => taken += len,
+                    Err(error) if taken == 0 => return Err(error),
+                    Err(_) => return Ok(taken),
+                }
+                rest = from.offset(len).ok();
+            }
+        }
+        Ok(taken)
     }
 
     /// The guest sends nothing more.
@@ -206,41 +233,49 @@ impl Socket {
         Ok(())
     }
 
-    /// Gives the data of the packets from `first` on to the stream in one piece.
-    /// Says how many of them it has taken whole; `None` if the first has no data
-    /// for it.
-    fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<usize, StreamError>> {
+    /// Gives the data of the packets from `first` on to the stream in one call,
+    /// from where it is. Says how many of them it has taken whole, and whether it
+    /// takes more; `None` if the first has no data for it.
+    fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<Run, StreamError>> {
         let ended = self.deaf || self.guest_ended;
         let stream = self.stream.as_mut().filter(|_| !ended)?;
-        let mut pieces = [IoSlice::new(&[]); MAX_BATCH];
-        let mut count = 0;
-        for (piece, packet) in pieces.iter_mut().zip(batch.iter().skip(first)) {
+        let mut pieces = [VolatileSlice::from(&mut [][..]); MAX_PIECES];
+        let mut lens = [0; MAX_PIECES];
+        let (mut used, mut count) = (0, 0);
+        for (packet, len) in batch.packets_from(first).zip(&mut lens) {
             let skipped = if count == 0 { self.taken } else { 0 };
-            let Some(data) = data_of(&packet).and_then(|data| data.get(skipped..)) else {
+            let rest = data_len(&packet).and_then(|len| len.checked_sub(skipped));
+            let Some(rest) = rest.filter(|rest| *rest != 0) else {
                 break;
             };
-            if data.is_empty() {
-                break;
+            let room = pieces.get_mut(used..).filter(|room| !room.is_empty());
+            let Some(room) = room else { break };
+            let data = packet.payload.pieces(PIPE_HEADER_SIZE + skipped, rest);
+            for (to, piece) in room.iter_mut().zip(data) {
+                *to = piece;
+                used += 1;
             }
-            *piece = IoSlice::new(data);
+            *len = rest;
             count += 1;
         }
-        let pieces = pieces.get(..count).filter(|pieces| !pieces.is_empty())?;
+        let pieces = pieces.get(..used).filter(|pieces| !pieces.is_empty())?;
+        let all: usize = pieces.iter().map(VolatileSlice::len).sum();
         let mut written = match stream.write_pieces(pieces) {
             Ok(written) => written,
             Err(error) => return Some(Err(error)),
         };
+        let full = written < all;
         (self.deadline, self.look_at) = (None, None);
         let mut done = 0;
-        for piece in pieces {
-            match written.checked_sub(piece.len()) {
+        for len in lens.iter().take(count) {
+            match written.checked_sub(*len) {
                 Some(rest) => written = rest,
                 None => break,
             }
             (done, self.taken) = (done + 1, 0);
         }
         self.taken += written.min(MAX_DATA);
-        Some(Ok(done))
+        Some(Ok(Run { done, full }))
     }
 
     fn send_fin(&mut self, channel: &mut Channel<'_>) -> Result<(), SendError> {
@@ -257,13 +292,31 @@ impl Socket {
     }
 }
 
+/// What became of packets that were given to a stream together.
+struct Run {
+    /// So many were taken whole.
+    done: usize,
+    /// The stream takes nothing more now.
+    full: bool,
+}
+
 /// What a packet carries, if it is one of a socket's.
 fn data_of<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
     let (header, data) = PipeHeader::parse(packet.payload)?;
-    let sound = packet.packet_type == PacketType::IN_BAND
-        && header.flags == PIPE_DATA
-        && data.len() <= MAX_DATA;
-    sound.then_some(data)
+    is_data(packet.packet_type, header).then_some(data)
+}
+
+/// How much a packet carries that is still in the ring, likewise.
+fn data_len(packet: &IncomingPacket<'_>) -> Option<usize> {
+    let header = PipeHeader::from_bytes(packet.payload.first_word()?);
+    let most = packet.payload.len() - PIPE_HEADER_SIZE;
+    let len = usize::try_from(header.size).ok()?;
+    (is_data(packet.packet_type, header) && len <= most).then_some(len)
+}
+
+fn is_data(packet_type: PacketType, header: PipeHeader) -> bool {
+    let fits = usize::try_from(header.size).is_ok_and(|size| size <= MAX_DATA);
+    packet_type == PacketType::IN_BAND && header.flags == PIPE_DATA && fits
 }
 
 /// Data bytes per packet: two packets fill a small ring, and no packet is larger
@@ -313,6 +366,9 @@ impl Device for Socket {
                 Ok(len) => {
                     self.taken += len;
                     (self.deadline, self.look_at) = (None, None);
+                    if len < rest.len() {
+                        return Ok(Flow::Later);
+                    }
                 }
                 Err(StreamError::WouldBlock) => return Ok(Flow::Later),
                 Err(StreamError::Gone) => {
@@ -334,18 +390,28 @@ impl Device for Socket {
         &mut self,
         now: Duration,
         channel: &mut Channel<'_>,
-        batch: &Batch<'_>,
+        batch: &mut Batch<'_>,
     ) -> Result<usize, DeviceError> {
         let mut done = 0;
-        while let Some(packet) = batch.iter().nth(done) {
+        while done < batch.len() {
             match self.write_run(batch, done) {
-                Some(Ok(taken)) => done += taken,
+                Some(Ok(run)) => {
+                    done += run.done;
+                    if run.full {
+                        break;
+                    }
+                    continue;
+                }
                 Some(Err(StreamError::WouldBlock)) => break,
                 // What is no data, or has nobody to go to, is seen to one by one.
-                Some(Err(StreamError::Gone)) | None => match self.packet(now, channel, &packet)? {
-                    Flow::Done => done += 1,
-                    Flow::Later => break,
-                },
+                Some(Err(StreamError::Gone)) | None => {}
+            }
+            let Some(packet) = batch.copied(done) else {
+                break;
+            };
+            match self.packet(now, channel, &packet)? {
+                Flow::Done => done += 1,
+                Flow::Later => break,
             }
         }
         Ok(done)

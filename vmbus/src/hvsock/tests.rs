@@ -2,14 +2,15 @@
 //! Sockets between the mock guest and streams in memory.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
+
+use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::bus::Action;
 use crate::mock::{GuestChannel, MockGuest};
 use crate::wire::{
-    GuestMessage, HostMessage, PipeHeader, ProtocolVersion, Relid, TlConnectRequest,
+    GuestMessage, HostMessage, PipeHeader, ProtocolVersion, Relid, TlConnectRequest, VpIndex,
 };
 
 const SERVICE: Guid = service_of_port(5000);
@@ -79,9 +80,14 @@ impl Stream for Handle {
         })
     }
 
-    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
+    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
         assert!(pieces.iter().all(|piece| !piece.is_empty()));
-        let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+        let copy = |piece: &VolatileSlice<'_>| {
+            let mut bytes = vec![0; piece.len()];
+            piece.copy_to(&mut bytes);
+            bytes
+        };
+        let all: Vec<u8> = pieces.iter().flat_map(copy).collect();
         self.0.with(|end| end.writes += 1);
         self.write(&all)
     }
@@ -263,19 +269,88 @@ fn a_stream_that_takes_nothing_stops_the_guest_and_loses_nothing() {
 #[test]
 fn what_waits_in_the_ring_goes_to_the_stream_at_once() {
     let (mut guest, mut channel, memory) = open(0, 32);
-    for number in 0..20 {
-        assert!(guest.send(&mut channel, 0, &frame(&[number; 4088])));
+    for number in 0..80 {
+        assert!(guest.send(&mut channel, 0, &frame(&[number; 1200])));
     }
     memory.with(|end| (end.room, end.writes) = (usize::MAX, 0));
     poke(&mut guest, channel.relid);
     let (got, writes) = memory.with(|end| (end.got.clone(), end.writes));
-    assert_eq!(got.len(), 20 * 4088);
+    assert_eq!(got.len(), 80 * 1200);
     assert!(
-        got.chunks(4088)
+        got.chunks(1200)
             .zip(0..)
-            .all(|(data, number)| data == [number; 4088])
+            .all(|(data, number)| data == [number; 1200])
     );
-    assert_eq!(writes, 2, "twenty packets are two batches");
+    assert_eq!(writes, 2, "eighty packets are two batches");
+}
+
+#[test]
+fn data_in_scattered_pages_is_taken_from_all_of_them() {
+    for step in [777, 4095, 4096, 30_000, usize::MAX] {
+        let mut guest = connected();
+        let memory = Memory::new(0);
+        let relid = accept(&mut guest, &memory);
+        let mut pfns = guest.alloc(2 * 65);
+        pfns.reverse();
+        let mut channel = guest.open_on(relid, &pfns, VpIndex::BSP).unwrap();
+        let sent: Vec<u8> = (0..150_000u32)
+            .map(|at| at.to_le_bytes()[at as usize % 3])
+            .collect();
+        // Fifteen packets in some forty pieces.
+        for data in sent.chunks(10_000) {
+            assert!(guest.send(&mut channel, 0, &frame(data)));
+        }
+        for _ in 0..=150_000 / step {
+            memory.with(|end| end.room = step);
+            poke(&mut guest, relid);
+        }
+        assert!(memory.with(|end| end.got == sent), "in steps of {step}");
+    }
+}
+
+/// A stream that leaves copying to the trait.
+struct Plain(Handle);
+
+impl Stream for Plain {
+    fn write(&mut self, data: &[u8]) -> Result<usize, StreamError> {
+        self.0.write(data)
+    }
+
+    fn close_write(&mut self) {
+        self.0.close_write();
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, StreamError> {
+        self.0.read(into)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_gone()
+    }
+}
+
+#[test]
+fn a_stream_that_only_takes_copies_gets_all_as_well() {
+    for step in [101, 4096, 5000, usize::MAX] {
+        let mut guest = connected();
+        let memory = Memory::new(0);
+        let stream = Box::new(Plain(Handle(memory.clone())));
+        let socket = Socket::connecting(guest.now(), SERVICE, ENDPOINT, stream);
+        let relid = guest.offer(Box::new(socket));
+        while guest.recv().is_some() {}
+        let mut channel = guest.open(relid, 32).unwrap();
+        let sent: Vec<u8> = (0..20_000u32)
+            .map(|at| at.to_le_bytes()[at as usize % 3])
+            .collect();
+        for data in sent.chunks(9_000) {
+            assert!(guest.send(&mut channel, 0, &frame(data)));
+        }
+        for _ in 0..=20_000 / step {
+            memory.with(|end| end.room = step);
+            poke(&mut guest, relid);
+        }
+        assert!(memory.with(|end| end.got == sent), "in steps of {step}");
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
+use vm_memory::VolatileSlice;
+
 /// The longest piece that is left to one `memcpy`. For more than this some of
 /// them turn to `rep movsb`, which takes up to three times as long on CPUs that
 /// compare addresses modulo a page.
@@ -42,6 +44,14 @@ impl<'a> Stretch<'a> {
         // SAFETY: so many words are mapped for 'a, and aligned. Atomics are valid
         // for any bytes and under changes made by anyone at any time.
         Some(unsafe { slice::from_raw_parts(first.as_ptr(), self.len / size_of::<u64>()) })
+    }
+
+    /// All of it, for who takes bytes from where they are.
+    #[inline]
+    pub(crate) fn volatile(self) -> VolatileSlice<'a> {
+        // SAFETY: so many bytes are mapped for 'a. Whoever has the slice can only
+        // access them as what may change at any time.
+        unsafe { VolatileSlice::new(self.host.as_ptr(), self.len) }
     }
 
     /// Copies from `at` into `to`; false if it is not all there.

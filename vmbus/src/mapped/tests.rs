@@ -54,6 +54,24 @@ fn bytes_land_in_the_pages_of_the_list_whatever_their_order() {
         assert!(pages.read(offset, &mut back));
         assert_eq!(back, bytes[offset..offset + len]);
     }
+    for (offset, most, len) in [
+        (0, 1, 1),
+        (4000, 200, 96),
+        (8190, 9000, 2),
+        (8192, 9000, 8192),
+        (5 * PAGE_SIZE - 1, 2, 1),
+    ] {
+        let piece = pages.piece(offset, most).unwrap();
+        let mut there = vec![0; len];
+        assert_eq!(piece.copy_to(&mut there), len);
+        assert_eq!(
+            (piece.len(), there),
+            (len, bytes[offset..offset + len].to_vec())
+        );
+    }
+    assert!(pages.piece(5 * PAGE_SIZE, 1).is_none());
+    assert!(pages.piece(usize::MAX, 1).is_none());
+    assert!(pages.piece(0, 0).is_none());
     let stretch = pages.stretch(0, 64).unwrap();
     let words = stretch.words().unwrap();
     assert_eq!(words.len(), 8);

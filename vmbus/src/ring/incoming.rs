@@ -8,6 +8,10 @@
 //!                                                       └► signal the guest, if it waits
 //! ```
 
+use std::iter;
+
+use vm_memory::VolatileSlice;
+
 use super::index::Reader;
 use super::{Data, HEADER, RingError, TRAILER};
 use crate::ring::control::Words;
@@ -38,12 +42,20 @@ pub struct IncomingPacket<'a> {
     pub payload: PacketPayload<'a>,
 }
 
-/// A place in the ring between the last commit and the next packet.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Mark(u32);
+/// Where a packet is in the ring, and its header, which was copied and checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    packet_type: PacketType,
+    flags: PacketFlags,
+    transaction_id: u64,
+    /// Where its header is.
+    at: u32,
+    /// Bytes from there to its payload, and to its end.
+    bounds: [u32; 2],
+}
 
 /// Bytes of a packet that are still in the ring.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PacketPayload<'a> {
     data: &'a Data,
     at: u32,
@@ -70,6 +82,14 @@ impl Incoming {
     #[inline(always)]
     #[expect(clippy::inline_always)] // As `Outgoing::write`.
     pub fn peek(&mut self) -> Result<Option<IncomingPacket<'_>>, RingError> {
+        let place = self.find()?;
+        Ok(place.map(|place| self.packet(&place)))
+    }
+
+    /// As [`peek`](Self::peek).
+    #[inline(always)]
+    #[expect(clippy::inline_always)] // As `Outgoing::write`.
+    pub(crate) fn find(&mut self) -> Result<Option<Place>, RingError> {
         let available = self.reader.available(self.data.control())?;
         if available == 0 {
             return Ok(None);
@@ -88,18 +108,32 @@ impl Incoming {
             });
         }
         self.peeked = len + TRAILER;
-        let part = |from, to| PacketPayload {
-            data: &self.data,
-            at: self.data.wrap(at, from),
-            len: to - from,
-        };
-        Ok(Some(IncomingPacket {
+        Ok(Some(Place {
             packet_type: header.packet_type,
             flags: header.flags,
             transaction_id: header.transaction_id,
-            extended_header: part(HEADER, offset),
-            payload: part(offset, len),
+            at,
+            bounds: [offset, len],
         }))
+    }
+
+    /// The packet at a place that was found since the last commit.
+    #[inline(always)]
+    #[expect(clippy::inline_always)] // As `Outgoing::write`.
+    pub(crate) fn packet(&self, place: &Place) -> IncomingPacket<'_> {
+        let part = |from, to| PacketPayload {
+            data: &self.data,
+            at: self.data.wrap(place.at, from),
+            len: to - from,
+        };
+        let [offset, end] = place.bounds;
+        IncomingPacket {
+            packet_type: place.packet_type,
+            flags: place.flags,
+            transaction_id: place.transaction_id,
+            extended_header: part(HEADER, offset),
+            payload: part(offset, end),
+        }
     }
 
     /// Moves past the packet that was peeked at. The guest gets its space back
@@ -109,16 +143,11 @@ impl Incoming {
         self.reader.advance(std::mem::take(&mut self.peeked));
     }
 
-    /// Where the next packet is, for [`back_to`](Self::back_to).
-    pub(crate) fn mark(&self) -> Mark {
-        Mark(self.reader.cursor())
-    }
-
     /// Back to a packet that was advanced past since the last commit: it and
     /// those behind it come again.
-    pub(crate) fn back_to(&mut self, mark: Mark) {
+    pub(crate) fn back_to(&mut self, place: &Place) {
         self.peeked = 0;
-        self.reader.back_to(mark.0);
+        self.reader.back_to(place.at);
     }
 
     /// Back to where the last commit was: what was advanced past comes again.
@@ -171,9 +200,7 @@ impl Incoming {
         let header = self.data.read_header(at);
         let plain = header.packet_type == PacketType::IN_BAND
             && (header.payload_offset(), header.packet_len()) == (HEADER, HEADER + 8);
-        let mut word = [0; 8];
-        self.data.read(self.data.wrap(at, HEADER), &mut word);
-        Ok(plain.then_some(word))
+        Ok(plain.then(|| self.data.read_word(self.data.wrap(at, HEADER))))
     }
 
     /// The guest's pending_send_sz, for a status display.
@@ -182,7 +209,7 @@ impl Incoming {
     }
 }
 
-impl PacketPayload<'_> {
+impl<'a> PacketPayload<'a> {
     /// How many bytes.
     pub fn len(&self) -> usize {
         usize::try_from(self.len).unwrap_or(0)
@@ -191,6 +218,12 @@ impl PacketPayload<'_> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// A copy of the first 8 bytes.
+    #[inline]
+    pub fn first_word(&self) -> Option<[u8; 8]> {
+        (self.len >= 8).then(|| self.data.read_word(self.at))
     }
 
     /// Copies as many bytes as there are, or as `to` has room for, from the
@@ -216,6 +249,27 @@ impl PacketPayload<'_> {
             self.data.read(self.data.wrap(self.at, skipped), to);
         }
         len
+    }
+
+    /// The bytes where they are, from `from` on and `most` at most, in as many
+    /// pieces as they lie in: for system calls that take them from there. The
+    /// guest can change them at any time.
+    #[inline]
+    pub fn pieces(
+        &self,
+        from: usize,
+        most: usize,
+    ) -> impl Iterator<Item = VolatileSlice<'a>> + use<'a> {
+        let data = self.data;
+        let skipped = u32::try_from(from).unwrap_or(u32::MAX).min(self.len);
+        let mut at = data.wrap(self.at, skipped);
+        let mut left = self.len().saturating_sub(from).min(most);
+        iter::from_fn(move || {
+            let piece = data.piece(at, left)?;
+            left -= piece.len();
+            at = data.wrap(at, u32::try_from(piece.len()).ok()?);
+            Some(piece)
+        })
     }
 
     /// A copy. At most 512 KiB: a packet cannot be longer.

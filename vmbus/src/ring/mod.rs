@@ -44,12 +44,12 @@ mod outgoing;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 pub use crate::mapped::MapError;
 use crate::mapped::{ControlBlock, GuestPages, PAGE_SIZE, Stretch};
 use crate::wire::{PACKET_HEADER_SIZE, PACKET_TRAILER_SIZE, PacketHeader};
-pub(crate) use incoming::Mark;
+pub(crate) use incoming::Place;
 pub use incoming::{Incoming, IncomingPacket, PacketPayload};
 pub use outgoing::{Outgoing, PacketMeta};
 
@@ -218,6 +218,13 @@ impl Data {
         self.pages.stretch(Self::offset(at), len)
     }
 
+    /// What lies together from `at` on, `most` bytes at most.
+    #[inline]
+    fn piece(&self, at: u32, most: usize) -> Option<VolatileSlice<'_>> {
+        let straight = self.before_wrap(at).min(most);
+        self.pages.piece(Self::offset(at), straight)
+    }
+
     #[inline]
     fn read_header(&self, at: u32) -> PacketHeader {
         let words = self
@@ -230,6 +237,18 @@ impl Data {
             ]),
             _ => self.read_header_in_pieces(at),
         }
+    }
+
+    /// The word at `at`.
+    #[inline]
+    fn read_word(&self, at: u32) -> [u8; 8] {
+        let words = self.stretch(at, 8).and_then(Stretch::words);
+        if let Some([word, ..]) = words {
+            return word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        let mut bytes = [0; 8];
+        self.read_in_pieces(at, &mut bytes);
+        bytes
     }
 
     #[cold]

@@ -293,6 +293,21 @@ proptest! {
                     prop_assert_eq!(packet.transaction_id, id);
                     let mut bytes = packet.payload.to_vec();
                     prop_assert!(bytes[payload.len()..].iter().all(|byte| *byte == 0));
+                    prop_assert_eq!(
+                        packet.payload.first_word().map(Vec::from),
+                        bytes.get(..8).map(Vec::from)
+                    );
+                    for (from, most) in [(0, usize::MAX), (len / 3, len), (len, 5), (9000, 1)] {
+                        let rest = bytes.get(from..).unwrap_or_default();
+                        let mut there = Vec::new();
+                        for piece in packet.payload.pieces(from, most) {
+                            prop_assert!(!piece.is_empty());
+                            let mut part = vec![0; piece.len()];
+                            piece.copy_to(&mut part);
+                            there.extend(part);
+                        }
+                        prop_assert_eq!(there, &rest[..most.min(rest.len())]);
+                    }
                     bytes.truncate(payload.len());
                     prop_assert_eq!(bytes, payload);
                     guest.incoming.advance();

@@ -4,7 +4,7 @@
 //!
 //! A packet's payload is padded to 8 bytes; the frame says how many are meant.
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::raw;
 
@@ -34,13 +34,20 @@ impl PipeHeader {
     /// The header at the start of `payload` and the data that it announces;
     /// `None` if there is less than it says.
     pub fn parse(payload: &[u8]) -> Option<(Self, &[u8])> {
-        let (raw, rest) = raw::PipeHeader::read_from_prefix(payload).ok()?;
-        let header = Self {
-            flags: raw.flags.get(),
-            size: raw.size.get(),
-        };
+        let (bytes, rest) = payload.split_first_chunk()?;
+        let header = Self::from_bytes(*bytes);
         let data = rest.get(..usize::try_from(header.size).ok()?)?;
         Some((header, data))
+    }
+
+    /// Of the bytes on the wire.
+    #[inline]
+    pub fn from_bytes(bytes: [u8; PIPE_HEADER_SIZE]) -> Self {
+        let raw: raw::PipeHeader = zerocopy::transmute!(bytes);
+        Self {
+            flags: raw.flags.get(),
+            size: raw.size.get(),
+        }
     }
 
     /// The bytes on the wire.

@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A Unix socket as the host's end of a connection.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vm_memory::VolatileSlice;
 use vmbus::hvsock::{Stream, StreamError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::sys;
+
+/// What a socket may hold for its reader: a guest's ring and more, so that the
+/// guest can go on while the reader reads.
+const SEND_BUFFER: i32 = 1 << 20;
 
 /// What is told of an end: once for each change.
 pub(super) const WATCHED: EventSet = EventSet::IN
@@ -88,6 +95,7 @@ impl UnixEnd {
         token: u64,
         signs: Arc<Signs>,
     ) -> Self {
+        sys::widen(&socket, SEND_BUFFER);
         Self {
             socket,
             epoll,
@@ -102,6 +110,30 @@ impl UnixEnd {
     pub(super) fn answering(mut self, name: &str) -> Self {
         self.answer = format!("OK {name}\n");
         self
+    }
+
+    /// Lets `write` write `all`. A socket that does not take it is watched.
+    fn written(
+        &mut self,
+        all: usize,
+        write: impl Fn(&UnixStream) -> io::Result<usize>,
+    ) -> Result<usize, StreamError> {
+        loop {
+            match write(&self.socket) {
+                Ok(0) => return Err(StreamError::Gone),
+                Ok(len) => {
+                    // It takes less than all only when it is full.
+                    self.watch(len < all)?;
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.watch(true)?;
+                    return Err(StreamError::WouldBlock);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(StreamError::Gone),
+            }
+        }
     }
 
     fn watch(&mut self, blocked: bool) -> Result<(), StreamError> {
@@ -138,25 +170,12 @@ impl Stream for UnixEnd {
     }
 
     fn write(&mut self, data: &[u8]) -> Result<usize, StreamError> {
-        self.write_pieces(&[IoSlice::new(data)])
+        self.written(data.len(), |mut socket| socket.write(data))
     }
 
-    fn write_pieces(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, StreamError> {
-        loop {
-            match self.socket.write_vectored(pieces) {
-                Ok(0) => return Err(StreamError::Gone),
-                Ok(len) => {
-                    self.watch(false)?;
-                    return Ok(len);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.watch(true)?;
-                    return Err(StreamError::WouldBlock);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(StreamError::Gone),
-            }
-        }
+    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+        let all = pieces.iter().map(VolatileSlice::len).sum();
+        self.written(all, |socket| sys::write_volatile(socket, pieces))
     }
 
     fn close_write(&mut self) {
@@ -247,7 +266,8 @@ mod tests {
     #[test]
     fn pieces_are_one_write() {
         let (mut end, _, mut peer) = end();
-        let pieces = [b"ab".as_slice(), b"cde"].map(IoSlice::new);
+        let (mut first, mut second) = (*b"ab", *b"cde");
+        let pieces = [&mut first[..], &mut second].map(VolatileSlice::from);
         assert_eq!(end.write_pieces(&pieces), Ok(5));
         let mut bytes = [0; 10];
         assert_eq!(peer.read(&mut bytes).unwrap(), 5);

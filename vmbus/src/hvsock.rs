@@ -20,10 +20,13 @@
 //! * The guest ends its direction (FIN): [`Stream::close_write`].
 //! * The stream ends ([`Stream::read`] gives 0): the guest gets FIN, and can go on
 //!   sending.
-//! * Both have ended, or the host's end is gone altogether: the channel is taken
-//!   back. Linux waits for that in a kernel thread, so it always comes: a guest
-//!   that has sent FIN and hears nothing for [`LINGER`] loses its channel, even
-//!   if there is data before the FIN that the stream does not take.
+//! * The host's end is gone altogether: the guest gets FIN, and has [`PARTING`] to
+//!   end its direction too. Taken back before that, Linux keeps the channel for
+//!   another 8 s. What it sends after the end is dropped, and ends all at once.
+//! * Both have ended: the channel is taken back. Linux waits for that in a kernel
+//!   thread, so it always comes: a guest that has sent FIN and hears nothing for
+//!   [`LINGER`] loses its channel, even if there is data before the FIN that the
+//!   stream does not take.
 //!
 //! # Addresses
 //! ```
@@ -49,6 +52,10 @@ pub const OPEN_LIMIT: Duration = Duration::from_secs(4);
 /// How long a connection whose guest has ended its direction may be silent. A
 /// guest's thread that waits longer than 120 s for the end is reported as hung.
 pub const LINGER: Duration = Duration::from_secs(90);
+
+/// How long a guest may take to end its direction when there is nobody any more
+/// who would hear it.
+pub const PARTING: Duration = Duration::from_secs(10);
 
 /// How often a connection whose stream takes nothing is looked at: the guest may
 /// have ended its direction, which it does not signal while its ring is not empty.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vm_memory::VolatileSlice;
 
-use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT};
+use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT, PARTING};
 use crate::bus::OfferSpec;
 use crate::host::{Batch, Channel, Device, DeviceError, Flow, MAX_BATCH, Packet, SendError};
 use crate::ring::{IncomingPacket, PacketMeta};
@@ -173,17 +173,14 @@ impl Socket {
         }
         let gone = self.stream.as_ref().is_some_and(|stream| stream.is_gone());
         if (self.guest_ended || gone) && self.deadline.is_none() {
-            self.deadline = Some(now.saturating_add(LINGER));
+            let limit = if self.fin_sent { PARTING } else { LINGER };
+            self.deadline = Some(now.saturating_add(limit));
         }
     }
 
     /// Ends the connection if there is nothing left to do.
     fn check_end(&mut self) {
-        let gone = match &self.stream {
-            Some(stream) => stream.is_gone(),
-            None => true,
-        };
-        if self.fin_sent && (self.guest_ended || self.deaf || gone) {
+        if self.fin_sent && (self.guest_ended || self.deaf) {
             self.stream = None;
         }
     }
@@ -193,13 +190,14 @@ impl Socket {
         self.more = false;
         self.watch_silence(now, channel);
         let mut buffer = channel.take_buffer();
-        let pumped = self.pump_with(channel, &mut buffer);
+        let pumped = self.pump_with(now, channel, &mut buffer);
         channel.return_buffer(buffer);
         pumped
     }
 
     fn pump_with(
         &mut self,
+        now: Duration,
         channel: &mut Channel<'_>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), SendError> {
@@ -210,7 +208,7 @@ impl Socket {
         let buffer = buffer.get_mut(..chunk).unwrap_or_default();
         for _ in 0..PACKETS_PER_TURN {
             let Some(stream) = self.stream.as_mut().filter(|_| !self.host_ended) else {
-                return self.send_fin(channel);
+                return self.send_fin(now, channel);
             };
             // Only what fits is read, so that nothing has to be kept.
             if !channel.has_room(PIPE_HEADER_SIZE + chunk)? {
@@ -278,11 +276,16 @@ impl Socket {
         Some(Ok(Run { done, full }))
     }
 
-    fn send_fin(&mut self, channel: &mut Channel<'_>) -> Result<(), SendError> {
-        if self.stream.is_some() && !self.fin_sent {
+    fn send_fin(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if let Some(stream) = self.stream.as_ref().filter(|_| !self.fin_sent) {
             let header = PipeHeader::data(0).to_bytes();
             match channel.send(PacketMeta::in_band(0), &[&header]) {
-                Ok(()) => self.fin_sent = true,
+                Ok(()) => {
+                    self.fin_sent = true;
+                    if stream.is_gone() {
+                        self.deadline = Some(now.saturating_add(PARTING));
+                    }
+                }
                 Err(SendError::Full) => return Ok(()),
                 Err(error) => return Err(error),
             }

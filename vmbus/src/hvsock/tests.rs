@@ -409,13 +409,31 @@ fn the_host_may_end_first_and_still_read() {
 
 #[test]
 fn a_host_that_is_gone_ends_both_directions() {
+    for answer in [&b""[..], b"to nobody"] {
+        let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+        memory.with(|end| {
+            end.host_ended = true;
+            end.gone = true;
+        });
+        poke(&mut guest, channel.relid);
+        assert_eq!(read_all(&mut guest, &mut channel), (vec![], true));
+        // The guest's program hears the end first, as it does of any other.
+        guest.advance(PARTING.saturating_sub(Duration::from_millis(1)));
+        assert!(!rescinded(&mut guest));
+        assert!(guest.send(&mut channel, 0, &frame(answer)));
+        assert!(rescinded(&mut guest), "{answer:?}");
+    }
+
     let (mut guest, channel, memory) = open(usize::MAX, 7);
-    memory.with(|end| {
-        end.host_ended = true;
-        end.gone = true;
-    });
+    memory.with(|end| end.host_ended = true);
     poke(&mut guest, channel.relid);
-    assert!(rescinded(&mut guest));
+    guest.advance(PARTING);
+    memory.with(|end| end.gone = true);
+    poke(&mut guest, channel.relid);
+    assert!(!rescinded(&mut guest));
+    guest.advance(PARTING);
+    assert!(rescinded(&mut guest), "it says nothing");
+    assert!(memory.with(|end| end.dropped));
 
     let (mut guest, mut channel, memory) = open(usize::MAX, 7);
     memory.with(|end| end.gone = true);

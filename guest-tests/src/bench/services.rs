@@ -81,13 +81,11 @@ pub(crate) fn copied(control: &Control) -> Outcome<Counts> {
 
 /// Counts what so many beats take, with nothing else going on.
 pub(crate) fn beats(control: &Control, beats: u32) -> Outcome<Counts> {
-    // Its samples are not to be counted.
-    ask(
-        control,
-        "PATCH",
-        "/v1/services/timesync",
-        "{\"enabled\": false}",
-    )?;
+    // Their samples, and looks for daemons, are not to be counted.
+    for service in ["timesync", "kvp", "vss"] {
+        let target = format!("/v1/services/{service}");
+        ask(control, "PATCH", &target, "{\"enabled\": false}")?;
+    }
     thread::sleep(BEAT);
     let ((), counts) = trace::count(|| {
         thread::sleep(BEAT * beats);

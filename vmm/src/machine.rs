@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use crossbeam_channel::{Receiver, unbounded};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
@@ -26,6 +27,7 @@ use crate::hyperv::{BusPort, Hyperv, SynicMode, interrupts};
 use crate::kvm::{Doing, Host, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
+use crate::sandbox;
 use crate::sys;
 
 /// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
@@ -106,17 +108,23 @@ impl Machine {
         bells: &Bells,
     ) -> Result<Self, MachineError> {
         let memory = memory::map(shape.memory, shape.hugepages)?;
-        let rsdp = acpi::write(&memory, shape.cpus)?;
-        let entry = source.load(&memory, shape.memory, rsdp)?;
-
-        let vm = Arc::new(host.create_vm()?);
+        // KVM makes a thread of its own for a VM, and waits for it.
+        let (vm, entry) = thread::scope(|scope| {
+            let maker = thread::Builder::new().stack_size(sandbox::STACK);
+            let vm = maker.spawn_scoped(scope, || host.create_vm())?;
+            let rsdp = acpi::write(&memory, shape.cpus)?;
+            let entry = source.load(&memory, shape.memory, rsdp)?;
+            let vm = vm
+                .join()
+                .map_err(|_| io::Error::other("making the VM: a panic"))??;
+            Ok::<_, MachineError>((Arc::new(vm), entry))
+        })?;
         sys::set_memory(&vm, &memory).doing("giving the VM its memory")?;
         if shape.cpus > FIRST_LARGE_APIC_ID {
             interrupts::allow_large_apic_ids(&vm)?;
         }
         let fds = create_vcpus(host, &vm, shape.cpus, entry)?;
         let (port, from_guest) = BusPort::new()?;
-        // Routes to a SynIC want it to be there, and so come after the vCPUs.
         let hyperv = Arc::new(Hyperv::new(
             host.synic,
             Arc::clone(&vm),
@@ -157,7 +165,7 @@ impl Machine {
             };
             vcpus.push(vcpu.start()?);
         }
-        Ok(Self {
+        let machine = Self {
             vcpus,
             bus,
             events,
@@ -166,7 +174,13 @@ impl Machine {
             ports,
             vm,
             _memory: memory,
-        })
+        };
+        // The guest need not wait for this: it has no use for the bus for a while.
+        if let Err(error) = hyperv.wire_interrupts() {
+            machine.stop();
+            return Err(error.into());
+        }
+        Ok(machine)
     }
 
     /// The next event of a vCPU, if there is one.

@@ -59,7 +59,7 @@ pub fn count<T>(run: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Counts)> {
 
 /// Writes down what happens while something runs, with the time.
 pub(super) fn timeline(to: &Path, run: impl FnOnce() -> Outcome) -> Outcome {
-    const WATCHED: [&str; 12] = [
+    const WATCHED: [&str; 13] = [
         "sched/sched_switch",
         "sched/sched_waking",
         "kvm/kvm_exit",
@@ -68,6 +68,7 @@ pub(super) fn timeline(to: &Path, run: impl FnOnce() -> Outcome) -> Outcome {
         "kvm/kvm_userspace_exit",
         "kvm/kvm_hv_synic_set_irq",
         "kvm/kvm_msr",
+        "kvm/kvm_pio",
         "kvm/kvm_eoi",
         "kvm/kvm_apic",
         "raw_syscalls/sys_enter",

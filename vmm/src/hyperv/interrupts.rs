@@ -37,28 +37,30 @@ pub struct SintLines {
 }
 
 impl SintLines {
-    /// Routes the lines of `cpus` VPs, on all of which the SynIC is enabled.
-    pub fn new(vm: &VmFd, cpus: u32) -> Result<Self, KvmError> {
+    /// The lines of `cpus` VPs, which lead nowhere yet.
+    pub fn new(cpus: u32) -> Result<Self, KvmError> {
+        Ok(Self {
+            lines: (0..cpus).map(|_| eventfd()).collect::<Result<_, _>>()?,
+            end_of_message: Arc::new(eventfd()?),
+        })
+    }
+
+    /// Wires them to the VPs, on all of which the SynIC is enabled. What was raised
+    /// before is seen then. It takes a while: KVM waits for all that look at its
+    /// routes.
+    pub fn wire(&self, vm: &VmFd) -> Result<(), KvmError> {
         let pins = (0..IO_APIC_PINS).map(io_apic_route);
-        let sints = (0..cpus).map(sint_route);
+        let sints = (0..).zip(&self.lines).map(|(vp, _)| sint_route(vp));
         let entries: Vec<_> = pins.chain(sints).collect();
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| KvmError::Missing("room for an interrupt route per vCPU"))?;
         vm.set_gsi_routing(&routing)
             .doing("routing the SynIC's interrupts")?;
-        let end_of_message = Arc::new(eventfd()?);
-        let lines = (0..cpus)
-            .map(|vp| {
-                let line = eventfd()?;
-                vm.register_irqfd_with_resample(&line, &end_of_message, gsi(vp))
-                    .doing("wiring a SynIC's interrupt")?;
-                Ok(line)
-            })
-            .collect::<Result<_, KvmError>>()?;
-        Ok(Self {
-            lines,
-            end_of_message,
-        })
+        for (vp, line) in (0..).zip(&self.lines) {
+            vm.register_irqfd_with_resample(line, &self.end_of_message, gsi(vp))
+                .doing("wiring a SynIC's interrupt")?;
+        }
+        Ok(())
     }
 
     /// Raises SINT 2 of a VP.

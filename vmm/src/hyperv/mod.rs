@@ -86,7 +86,7 @@ impl Hyperv {
     ) -> Result<Self, KvmError> {
         let synic = match mode {
             SynicMode::Kernel => {
-                let lines = SintLines::new(&vm, cpus)?;
+                let lines = SintLines::new(cpus)?;
                 Synic::Kernel(Mutex::new(ExternalSynic::new(cpus)), lines)
             }
             SynicMode::User => Synic::User(Mutex::new(SoftSynic::new(cpus))),
@@ -99,6 +99,14 @@ impl Hyperv {
             port,
             tsc_offset: AtomicU64::new(0),
         })
+    }
+
+    /// Lets interrupts reach the vCPUs. Until then they wait, so the guest may run.
+    pub fn wire_interrupts(&self) -> Result<(), KvmError> {
+        match &self.synic {
+            Synic::Kernel(_, lines) => lines.wire(&self.vm),
+            Synic::User(_) => Ok(()),
+        }
     }
 
     /// Who emulates the SynIC.

@@ -108,6 +108,10 @@ pub fn enter(kind: Kind) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// Bytes of a thread's stack: plenty, and too few for the kernel to make a huge
+/// page of, which would be most of what `vmm` takes.
+pub const STACK: usize = 512 << 10;
+
 /// Starts a thread that is under the filters of its kind before it does anything.
 pub fn spawn(
     kind: Kind,
@@ -115,7 +119,8 @@ pub fn spawn(
     run: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let (sender, entered) = sync_channel(1);
-    let handle = thread::Builder::new().name(name).spawn(move || {
+    let builder = thread::Builder::new().name(name).stack_size(STACK);
+    let handle = builder.spawn(move || {
         let result = enter(kind);
         let ready = result.is_ok();
         let _ = sender.send(result);

@@ -22,7 +22,7 @@
 //!   sending.
 //! * The host's end is gone altogether: the guest gets FIN, and has [`PARTING`] to
 //!   end its direction too. Taken back before that, Linux keeps the channel for
-//!   another 8 s. What it sends after the end is dropped, and ends all at once.
+//!   another 8 s: so it does if it still sends, which is dropped and ends all.
 //! * Both have ended: the channel is taken back. Linux waits for that in a kernel
 //!   thread, so it always comes: a guest that has sent FIN and hears nothing for
 //!   [`LINGER`] loses its channel, even if there is data before the FIN that the

@@ -223,6 +223,7 @@ impl Loop {
         loop {
             self.trace();
             self.toggle_test_devices();
+            self.sockets.tick(self.start.elapsed());
             self.settle();
             self.watch_end_of_message()?;
             if self.traced {
@@ -245,7 +246,10 @@ impl Loop {
                         self.hyperv.end_of_message(self.cpus);
                         self.stale = true;
                     }
-                    LISTENER => self.sockets.accept(),
+                    LISTENER => {
+                        let now = self.now();
+                        self.sockets.accept(now);
+                    }
                     token if token >= SOCKETS => self.socket(token, event.event_set()),
                     channel => self.channel(channel),
                 }
@@ -286,7 +290,8 @@ impl Loop {
     /// Milliseconds to the next deadline, rounded up; -1 without one.
     fn wait_ms(&self) -> i32 {
         let toggles = self.test_devices.iter().filter_map(|device| device.next);
-        let next = self.host.next_deadline().into_iter().chain(toggles).min();
+        let others = toggles.chain(self.sockets.deadline());
+        let next = self.host.next_deadline().into_iter().chain(others).min();
         next.map_or(-1, |at| {
             let left = at.saturating_sub(self.now());
             let ms = left.as_micros().div_ceil(1000);

@@ -280,22 +280,27 @@ pub(crate) fn peek(socket: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Lets `bytes` be written to a socket before its reader reads, or as much as the
-/// host's administrator allows.
+/// host's administrator allows. The kernel counts twice as much.
 pub(crate) fn widen(socket: &UnixStream, bytes: libc::c_int) {
-    let size = libc::socklen_t::try_from(size_of_val(&bytes)).unwrap_or(0);
-    let (level, option) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
+    set_option(socket.as_raw_fd(), libc::SO_SNDBUF, bytes);
+}
+
+/// Lets no descriptors be sent along with bytes, on kernels that can refuse them
+/// (Linux 6.16). Reading would close them, and one can be made whose closing takes
+/// as long as its sender likes.
+pub(crate) fn refuse_descriptors(socket: &impl AsRawFd) {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    set_option(socket.as_raw_fd(), SO_PASSRIGHTS, 0);
+}
+
+/// Sets what a socket can also do without.
+fn set_option(fd: RawFd, option: libc::c_int, value: libc::c_int) {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    let value = (&raw const value).cast();
     // SAFETY: the pointer is to a number of that size, which is only read.
-    let said = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const bytes).cast(),
-            size,
-        )
-    };
-    if said != 0 {
-        log::debug!("vsock: {}", io::Error::last_os_error());
+    if unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value, size) } != 0 {
+        let error = io::Error::last_os_error();
+        log::debug!("option {option} of a socket: {error}");
     }
 }
 
@@ -345,6 +350,7 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     }
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    refuse_descriptors(&socket);
     let size = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
     // SAFETY: the pointer is to a valid address of that size, which is only read.
     if unsafe { libc::connect(fd, (&raw const address).cast(), size) } != 0 {

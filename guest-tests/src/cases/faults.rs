@@ -2,6 +2,8 @@
 //! Faults of the host: each is survived, or ends `vmm` with one clear line.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -111,20 +113,36 @@ fn descriptors(context: &Context) -> Outcome {
     let control = Control::new(context);
     let socket = control.socket().display().to_string();
     let setup = context.setup().cmdline("agent.modules=hv_utils");
-    let (command, events) = setup.args(&["--api-socket", &socket]).command();
+    let vsock = std::env::temp_dir().join(format!("descriptors-{}", std::process::id()));
+    let text = vsock.display().to_string();
+    let args = ["--api-socket", &socket, "--vsock", &text];
+    let (command, events) = setup.args(&args).command();
     let mut vm = Vm::start(limited("-n 96", &command), events)?;
     vm.wait_agent()?;
     control.until_health("ok", Duration::from_secs(60))?;
     // More clients than there are descriptors left, silent all.
     let clients: Vec<_> = (0..120)
-        .map(|_| std::os::unix::net::UnixStream::connect(control.socket()))
+        .map(|_| UnixStream::connect(control.socket()))
         .collect();
+    thread::sleep(Duration::from_secs(1));
+    // There is nobody to go for a client of the guest's, who has to wait.
+    let mut waiting = UnixStream::connect(&vsock)?;
+    waiting.write_all(b"CONNECT 6009\n")?;
+    waiting.set_read_timeout(Some(Duration::from_secs(20)))?;
     thread::sleep(Duration::from_secs(1));
     // The silent ones have to go for one who asks.
     let start = Instant::now();
     control.until_health("ok", Duration::from_secs(20))?;
     println!("{NOTE}answered after {:?}", start.elapsed());
     drop(clients);
+    let start = Instant::now();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("ERR"), "it is told {answer:?}");
+    println!(
+        "{NOTE}the one who waited is told {answer:?} after {:?}",
+        start.elapsed()
+    );
     vm.sh_ok("true")?;
     vm.power_off()
 }

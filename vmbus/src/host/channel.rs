@@ -90,6 +90,12 @@ impl Channel<'_> {
         }
     }
 
+    /// Where in its ring the guest reads: another place than before means that it
+    /// has read something.
+    pub fn read_position(&self) -> u32 {
+        self.outgoing.read_position()
+    }
+
     /// The largest payload that a packet to the guest can have.
     pub fn max_payload(&self) -> usize {
         // The length field of a packet ends at 0xffff units of 8 bytes.

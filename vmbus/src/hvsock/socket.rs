@@ -45,8 +45,7 @@ pub trait Stream: Send + 'static {
     /// Nobody in the guest took the connection.
     fn refused(&mut self) {}
 
-    /// Takes bytes from the guest and says how many, at least one. Fewer than all
-    /// means, as [`StreamError::WouldBlock`] does, that the rest would block now.
+    /// Takes bytes from the guest and says how many, at least one.
     fn write(&mut self, data: &[u8]) -> Result<usize, StreamError>;
 
     /// The same for bytes in several pieces, of which none is empty, in the
@@ -102,8 +101,9 @@ pub struct Socket {
     fin_sent: bool,
     /// The host's end takes nothing more: what the guest sends is dropped.
     deaf: bool,
-    /// Something was sent since the guest has ended, and is not read yet.
-    unread: bool,
+    /// Something was sent since the guest has ended, or the stream is gone: where
+    /// the guest was reading then.
+    unread: Option<u32>,
     /// There may be more to read from the stream.
     more: bool,
 }
@@ -158,17 +158,18 @@ impl Socket {
             host_ended: false,
             fin_sent: false,
             deaf: false,
-            unread: false,
+            unread: None,
             more: false,
         }
     }
 
     /// Sees whether the silence goes on after the guest has ended, or the host's
-    /// end is gone. What the guest does not read breaks no silence: it may have
+    /// end is gone. Reading breaks it. What the guest does not read breaks no silence: it may have
     /// closed its socket, which looks the same.
     fn watch_silence(&mut self, now: Duration, channel: &mut Channel<'_>) {
-        if self.unread && channel.is_read() {
-            self.unread = false;
+        let position = channel.read_position();
+        if self.unread.is_some_and(|before| before != position) {
+            self.unread = None;
             self.deadline = None;
         }
         let gone = self.stream.as_ref().is_some_and(|stream| stream.is_gone());
@@ -222,7 +223,9 @@ impl Socket {
                     let size = u32::try_from(data.len()).unwrap_or(0);
                     let header = PipeHeader::data(size).to_bytes();
                     channel.send(PacketMeta::in_band(0), &[&header, data])?;
-                    self.unread = self.guest_ended;
+                    if self.unread.is_none() && (self.guest_ended || stream.is_gone()) {
+                        self.unread = Some(channel.read_position());
+                    }
                 }
                 Err(StreamError::WouldBlock) => return Ok(()),
             }
@@ -232,9 +235,9 @@ impl Socket {
     }
 
     /// Gives the data of the packets from `first` on to the stream in one call,
-    /// from where it is. Says how many of them it has taken whole, and whether it
-    /// takes more; `None` if the first has no data for it.
-    fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<Run, StreamError>> {
+    /// from where it is. Says how many of them it has taken whole; `None` if the
+    /// first has no data for it.
+    fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<usize, StreamError>> {
         let ended = self.deaf || self.guest_ended;
         let stream = self.stream.as_mut().filter(|_| !ended)?;
         let mut pieces = [VolatileSlice::from(&mut [][..]); MAX_PIECES];
@@ -257,12 +260,10 @@ impl Socket {
             count += 1;
         }
         let pieces = pieces.get(..used).filter(|pieces| !pieces.is_empty())?;
-        let all: usize = pieces.iter().map(VolatileSlice::len).sum();
         let mut written = match stream.write_pieces(pieces) {
             Ok(written) => written,
             Err(error) => return Some(Err(error)),
         };
-        let full = written < all;
         (self.deadline, self.look_at) = (None, None);
         let mut done = 0;
         for len in lens.iter().take(count) {
@@ -273,7 +274,7 @@ impl Socket {
             (done, self.taken) = (done + 1, 0);
         }
         self.taken += written.min(MAX_DATA);
-        Some(Ok(Run { done, full }))
+        Some(Ok(done))
     }
 
     fn send_fin(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
@@ -293,14 +294,6 @@ impl Socket {
         self.check_end();
         Ok(())
     }
-}
-
-/// What became of packets that were given to a stream together.
-struct Run {
-    /// So many were taken whole.
-    done: usize,
-    /// The stream takes nothing more now.
-    full: bool,
 }
 
 /// What a packet carries, if it is one of a socket's.
@@ -369,9 +362,6 @@ impl Device for Socket {
                 Ok(len) => {
                     self.taken += len;
                     (self.deadline, self.look_at) = (None, None);
-                    if len < rest.len() {
-                        return Ok(Flow::Later);
-                    }
                 }
                 Err(StreamError::WouldBlock) => return Ok(Flow::Later),
                 Err(StreamError::Gone) => {
@@ -398,16 +388,23 @@ impl Device for Socket {
         let mut done = 0;
         while done < batch.len() {
             match self.write_run(batch, done) {
-                Some(Ok(run)) => {
-                    done += run.done;
-                    if run.full {
-                        break;
-                    }
+                Some(Ok(taken)) => {
+                    done += taken;
                     continue;
                 }
                 Some(Err(StreamError::WouldBlock)) => break,
                 // What is no data, or has nobody to go to, is seen to one by one.
                 Some(Err(StreamError::Gone)) | None => {}
+            }
+            if self.deaf && !self.guest_ended {
+                let dropped = batch.packets_from(done).next();
+                if dropped
+                    .and_then(|packet| data_len(&packet))
+                    .is_some_and(|len| len > 0)
+                {
+                    (done, self.taken) = (done + 1, 0);
+                    continue;
+                }
             }
             let Some(packet) = batch.copied(done) else {
                 break;
@@ -425,11 +422,11 @@ impl Device for Socket {
     }
 
     fn stalled(&mut self, now: Duration, last: Option<[u8; 8]>) {
+        // It is also offered again what it did not take: a reader that is slow need
+        // not be told of as one that could be written to.
+        self.look_at = Some(now.saturating_add(LOOK));
         if last == Some(PipeHeader::data(0).to_bytes()) {
-            self.look_at = None;
             self.deadline.get_or_insert(now.saturating_add(LINGER));
-        } else {
-            self.look_at = Some(now.saturating_add(LOOK));
         }
     }
 

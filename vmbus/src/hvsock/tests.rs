@@ -487,6 +487,36 @@ fn a_client_that_left_while_the_ring_was_full_is_not_kept() {
 }
 
 #[test]
+fn a_reader_that_is_slow_gets_all_before_the_end() {
+    let (mut guest, mut channel, memory) = open(0, 32);
+    assert!(guest.send(&mut channel, 0, &frame(&[1; 16_000])));
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    // It never reads so much that the host is told of room.
+    for _ in 0..40 {
+        memory.with(|end| end.room += 500);
+        guest.advance(LOOK);
+    }
+    let (got, ended) = memory.with(|end| (end.got.len(), end.guest_ended));
+    assert!((got, ended) == (16_000, true), "{got} bytes came");
+}
+
+#[test]
+fn a_guest_that_reads_slowly_gets_what_a_client_left_behind() {
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    memory.with(|end| end.to_guest.extend(vec![1; 200_000]));
+    poke(&mut guest, channel.relid);
+    memory.with(|end| (end.host_ended, end.gone) = (true, true));
+    poke(&mut guest, channel.relid);
+    let mut got = 0;
+    while let Some(packet) = guest.receive(&mut channel) {
+        got += packet.payload.len() - 8;
+        guest.advance(Duration::from_secs(9));
+    }
+    assert_eq!(got, 200_000);
+    assert!(rescinded(&mut guest));
+}
+
+#[test]
 fn a_guest_that_closed_behind_a_sleeping_reader_is_let_go() {
     let (mut guest, mut channel, memory) = open(10, 7);
     assert!(guest.send(&mut channel, 0, &frame(&[1; 100])));

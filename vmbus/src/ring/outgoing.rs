@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use zerocopy::IntoBytes;
 
+use super::control::Words;
 use super::index::Writer;
 use super::{Data, HEADER, RingError, TRAILER, WriteError};
 use crate::mapped::Stretch;
@@ -80,6 +81,12 @@ impl Outgoing {
     /// Whether the guest has read everything that was written.
     pub fn is_read(&mut self) -> Result<bool, RingError> {
         Ok(self.free()? == self.data.size)
+    }
+
+    /// The guest's read index, whatever it is: for who wants to know whether it
+    /// moves.
+    pub fn read_position(&self) -> u32 {
+        self.data.control().read_index()
     }
 
     /// Writes a packet whose payload is `parts` one after the other. The guest

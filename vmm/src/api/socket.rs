@@ -254,11 +254,20 @@ fn bind(flag: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
         }
     }
     // The mode is right from the start: there is no moment to slip in.
-    sys::with_umask(0o177, || UnixListener::bind(path)).map_err(fail)
+    let listener = sys::with_umask(0o177, || UnixListener::bind(path)).map_err(fail)?;
+    // Those that are accepted do as it does.
+    sys::refuse_descriptors(&listener);
+    Ok(listener)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
     use super::*;
 
     fn scratch(name: &str) -> PathBuf {
@@ -266,6 +275,19 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir(&dir).unwrap();
         dir
+    }
+
+    #[test]
+    fn clients_can_send_no_descriptors() {
+        let path = scratch("rights").join("s");
+        let (listener, _socket) = ControlSocket::bind("x", Some(&path)).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        match client.send_with_fd(&b"x"[..], listener.as_raw_fd()) {
+            Err(error) => assert_eq!(error.errno(), libc::EPERM),
+            // A kernel before 6.16.
+            Ok(_) => drop(server.read(&mut [0])),
+        }
     }
 
     #[test]

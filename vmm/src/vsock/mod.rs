@@ -46,6 +46,8 @@ type Bus = Host<GuestMemory>;
 const MAX_GREETINGS: usize = 512;
 /// Connections, if the process may open enough files.
 const MAX_CONNECTIONS: usize = 1500;
+/// After which there may be files again.
+const STARVED: Duration = Duration::from_secs(1);
 /// Clients that are taken before others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Files that are needed for other things: the control API's clients, clients
@@ -128,8 +130,9 @@ struct Vsock {
     greetings: usize,
     instances: Instances,
     listener: u64,
-    /// There was no file for a client: the listener is not watched for now.
-    starved: bool,
+    /// There was no file for a client: the listener is not watched until then, or
+    /// until something ends.
+    starved: Option<Duration>,
 }
 
 impl Vsock {
@@ -157,13 +160,13 @@ impl Vsock {
             greetings: 0,
             instances: Instances::seeded()?,
             listener,
-            starved: false,
+            starved: None,
         })
     }
 
     /// Takes clients that wait.
-    fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_TURN {
+    fn accept(&mut self, now: Duration) {
+        for taken in 0..ACCEPTS_PER_TURN {
             match self.settings.listener.accept() {
                 Ok((client, _)) => {
                     if let Err(error) = self.greet(client) {
@@ -172,12 +175,15 @@ impl Vsock {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Out of files, most likely: who is silent has to go, else the
-                // rest is taken when some connection has ended.
+                // Out of files, most likely, which is said before it is looked
+                // whether somebody waits: if so, that is told again.
+                Err(_) if taken > 0 => return,
+                // Who is silent has to go, else the rest is taken when some
+                // connection has ended, or later.
                 Err(error) => {
                     if !self.evict() {
                         log::warn!("vsock: a client could not be taken: {error}");
-                        self.watch_listener(false);
+                        self.watch_listener(Some(now.saturating_add(STARVED)));
                         return;
                     }
                 }
@@ -185,16 +191,28 @@ impl Vsock {
         }
     }
 
-    fn watch_listener(&mut self, on: bool) {
-        if self.starved != on {
+    /// Watches the listener, or leaves it alone until `again`.
+    fn watch_listener(&mut self, again: Option<Duration>) {
+        if self.starved.is_some() == again.is_some() {
             return;
         }
-        let events = if on { EventSet::IN } else { EventSet::empty() };
+        let events = if again.is_none() {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
         let event = EpollEvent::new(events, self.listener);
         let fd = self.settings.listener.as_raw_fd();
         match self.epoll.ctl(ControlOperation::Modify, fd, event) {
-            Ok(()) => self.starved = !on,
+            Ok(()) => self.starved = again,
             Err(error) => log::warn!("vsock: {error}"),
+        }
+    }
+
+    /// Looks again whether there are files.
+    fn tick(&mut self, now: Duration) {
+        if self.starved.is_some_and(|at| at <= now) {
+            self.watch_listener(None);
         }
     }
 
@@ -279,7 +297,7 @@ impl Vsock {
             if !why.is_empty() {
                 greeting.refuse(why);
             }
-            self.watch_listener(true);
+            self.watch_listener(None);
         }
     }
 
@@ -399,7 +417,7 @@ impl Vsock {
     fn released(&mut self, relid: Relid) {
         if let Some(id) = self.connections.remove(&relid) {
             self.ends.remove(&id);
-            self.watch_listener(true);
+            self.watch_listener(None);
         }
     }
 
@@ -441,5 +459,44 @@ impl Instances {
     fn next(&mut self) -> Guid {
         self.count = self.count.wrapping_add(1);
         Guid::from_u128(u128::from(self.count) << 96 | self.random)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_was_left_alone_is_watched_again() {
+        const LISTENER: u64 = 7;
+        let path = std::env::temp_dir().join(format!("vmm-starved-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let settings = VsockSettings::new(listener, path.clone(), 1).unwrap();
+        let epoll = Arc::new(Epoll::new().unwrap());
+        let mut vsock = Vsock::start(
+            Arc::new(settings),
+            Arc::default(),
+            true,
+            Arc::clone(&epoll),
+            LISTENER,
+            100,
+        )
+        .unwrap();
+        let waiting = || {
+            let mut ready = [EpollEvent::default(); 2];
+            epoll.wait(0, &mut ready).unwrap() == 1 && ready[0].data() == LISTENER
+        };
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(waiting());
+        vsock.watch_listener(Some(STARVED));
+        assert!(!waiting());
+        vsock.tick(STARVED.saturating_sub(Duration::from_millis(1)));
+        assert!(!waiting());
+        vsock.tick(STARVED);
+        assert!(waiting());
+        vsock.accept(STARVED);
+        assert!(!waiting());
+        let _ = std::fs::remove_file(&path);
     }
 }

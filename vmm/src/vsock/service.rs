@@ -84,8 +84,22 @@ impl Sockets {
     }
 
     /// Takes clients that wait.
-    pub fn accept(&mut self) {
-        self.vsock.iter_mut().for_each(Vsock::accept);
+    pub fn accept(&mut self, now: Duration) {
+        if let Ok(vsock) = &mut self.vsock {
+            vsock.accept(now);
+        }
+    }
+
+    /// When to call [`tick`](Self::tick).
+    pub fn deadline(&self) -> Option<Duration> {
+        self.vsock.as_ref().ok().and_then(|vsock| vsock.starved)
+    }
+
+    /// The deadline may have come.
+    pub fn tick(&mut self, now: Duration) {
+        if let Ok(vsock) = &mut self.vsock {
+            vsock.tick(now);
+        }
     }
 
     /// Something happened to an end.

@@ -14,9 +14,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::sys;
 
-/// What a socket may hold for its reader: a guest's ring and more, so that the
-/// guest can go on while the reader reads.
-const SEND_BUFFER: i32 = 1 << 20;
+/// Half of what a socket may hold for its reader, as the kernel counts: a guest's
+/// ring and more, so that the guest can go on while the reader reads.
+const SEND_BUFFER: i32 = 256 << 10;
 
 /// What is told of an end: once for each change.
 pub(super) const WATCHED: EventSet = EventSet::IN
@@ -112,7 +112,8 @@ impl UnixEnd {
         self
     }
 
-    /// Lets `write` write `all`. A socket that does not take it is watched.
+    /// Lets `write` write `all`. A socket that takes nothing is watched until it
+    /// has taken all again.
     fn written(
         &mut self,
         all: usize,
@@ -122,8 +123,10 @@ impl UnixEnd {
             match write(&self.socket) {
                 Ok(0) => return Err(StreamError::Gone),
                 Ok(len) => {
-                    // It takes less than all only when it is full.
-                    self.watch(len < all)?;
+                    if len == all {
+                        // What was written stays written, whatever comes of this.
+                        let _ = self.watch(false);
+                    }
                     return Ok(len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -210,7 +213,7 @@ impl Stream for UnixEnd {
 impl Drop for UnixEnd {
     fn drop(&mut self) {
         if !self.answer.is_empty() {
-            // Never offered: the guest is not on the bus.
+            // Never offered: the guest is not on the bus, as a rule.
             let _ = self
                 .socket
                 .write(b"ERR the guest is not connected to the bus\n");

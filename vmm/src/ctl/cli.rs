@@ -62,8 +62,12 @@ pub enum Command {
     /// The VM, the bus, and each service
     Status,
     /// Block until something is so; exit 3 when it does not come
+    ///
+    /// The VM itself is waited for too, so this can follow `vmm … &` at once.
     Wait {
-        /// ready, heartbeat, service=NAME or stopped
+        /// ready: the bus is up, and each service ready or without its daemon;
+        /// heartbeat: the guest's kernel answers; service=NAME: that one is ready;
+        /// stopped: the VM has ended
         #[arg(value_name = "ready|heartbeat|service=NAME|stopped", value_parser = condition)]
         condition: Condition,
         /// How long to wait

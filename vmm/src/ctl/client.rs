@@ -46,13 +46,13 @@ impl Client {
         if let Some(wanted) = vm {
             let found = vms.into_iter().find(|(name, _)| name == wanted);
             return found.map(|(_, path)| Self { path }).ok_or_else(|| {
-                CtlError::WhichVm(format!(
+                CtlError::NoVm(format!(
                     "no VM named '{wanted}' is running (see vmmctl list)"
                 ))
             });
         }
         match (vms.pop(), vms.as_slice()) {
-            (None, _) => Err(CtlError::WhichVm("no VM is running".into())),
+            (None, _) => Err(CtlError::NoVm("no VM is running".into())),
             (Some((_, path)), []) => Ok(Self { path }),
             (Some((last, _)), more) => {
                 let mut names: Vec<&str> = more.iter().map(|(name, _)| name.as_str()).collect();

@@ -33,6 +33,10 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
         Command::Man { dir } => return man(dir),
         // Before a VM is looked for: it makes no sense with any.
         Command::Cp(what) => what.check()?,
+        Command::Wait { condition, timeout } => {
+            let find = || Client::find(args.vm.as_deref(), args.socket.as_deref());
+            return wait(find, condition, *timeout);
+        }
         _ => {}
     }
     let vm = Client::find(args.vm.as_deref(), args.socket.as_deref())?;
@@ -41,7 +45,6 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
             let status = vm.get("/v1/vm")?;
             print(args.json, &status, || Ok(show::status(&parse(&status)?)))
         }
-        Command::Wait { condition, timeout } => wait(&vm, condition, *timeout),
         Command::Shutdown(how) => shutdown(&vm, how, args.json),
         Command::Kill => power(&vm, &PowerBody::of(PowerAction::Kill), "ended", args.json),
         Command::Reset => power(&vm, &PowerBody::of(PowerAction::Reset), "reset", args.json),
@@ -91,7 +94,10 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
             let target = format!("/v1/trace?lines={count}");
             follow_lines(&vm, &target, args.json, show::traffic)
         }
-        Command::List | Command::Completions { .. } | Command::Man { .. } => Ok(()),
+        Command::List
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Wait { .. } => Ok(()),
     }
 }
 
@@ -162,8 +168,28 @@ fn enable(vm: &Client, name: &str, enabled: bool, json: bool) -> Result<(), CtlE
     print(json, &entry, || Ok(format!("{name} {word}\n")))
 }
 
-fn wait(vm: &Client, condition: &Condition, limit: Duration) -> Result<(), CtlError> {
+/// Waits also for the VM, which may be about to start.
+fn wait(
+    find: impl Fn() -> Result<Client, CtlError>,
+    condition: &Condition,
+    limit: Duration,
+) -> Result<(), CtlError> {
     let end = Instant::now() + limit;
+    let mut missing = None;
+    let vm = loop {
+        match find() {
+            Ok(vm) if vm.is_there() || *condition == Condition::Stopped => break vm,
+            Ok(_) => {}
+            Err(CtlError::NoVm(why)) if *condition != Condition::Stopped => missing = Some(why),
+            Err(error) => return Err(error),
+        }
+        if Instant::now() >= end {
+            let seconds = limit.as_secs_f64();
+            let what = missing.unwrap_or_else(|| "nobody answers at the socket".into());
+            return Err(CtlError::Timeout(format!("{what}, after {seconds} s")));
+        }
+        thread::sleep(LOOK);
+    };
     loop {
         let so = match vm.get("/v1/vm") {
             Ok(status) => holds(condition, &parse(&status)?),
@@ -306,6 +332,29 @@ pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vm_that_is_about_to_start_is_waited_for() {
+        let limit = LOOK * 2;
+        let missing = || Err(CtlError::NoVm("no VM named 'x' is running".into()));
+        let start = Instant::now();
+        let said = wait(missing, &Condition::Ready, limit);
+        assert!(start.elapsed() >= limit);
+        assert!(
+            matches!(&said, Err(CtlError::Timeout(why)) if why.contains("'x'")),
+            "{said:?}"
+        );
+        let said = wait(missing, &Condition::Stopped, limit);
+        assert!(matches!(said, Err(CtlError::NoVm(_))), "{said:?}");
+        let many = || Err(CtlError::WhichVm("two".into()));
+        let said = wait(many, &Condition::Ready, limit);
+        assert!(matches!(said, Err(CtlError::WhichVm(_))), "{said:?}");
+        let nobody = || Ok(Client::at(Path::new("/nowhere/api.sock")));
+        let said = wait(nobody, &Condition::Heartbeat, limit);
+        assert!(matches!(said, Err(CtlError::Timeout(_))), "{said:?}");
+        let said = wait(nobody, &Condition::Stopped, limit);
+        assert!(said.is_ok(), "{said:?}");
+    }
 
     #[test]
     fn no_json_is_obeyed_by_a_terminal() {

@@ -27,7 +27,10 @@ pub const EXIT_TIMEOUT: u8 = 3;
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
-    /// No VM, or not one.
+    /// No VM, or none of that name.
+    #[error("{0}")]
+    NoVm(String),
+    /// Not one only.
     #[error("{0}")]
     WhichVm(String),
     /// The VM cannot be reached.

@@ -11,7 +11,7 @@ use crate::apt::Release;
 use crate::build;
 use crate::cpio::Archive;
 use crate::daemons::Daemons;
-use crate::error::{Context, Result, output_of};
+use crate::error::{Context, Result, failed, output_of};
 use crate::kernels::{self, Kernel};
 use crate::modules::{Module, Modules, modules_dep};
 use crate::paths::{self, Lock};
@@ -93,7 +93,9 @@ impl Image {
             let kernel = Kernel::get(rootfs::RELEASE)?;
             return Self::build("systemd", kernel, SYSTEMD_MODULES, None);
         }
-        let daemons = Daemons::get(kernels::find(name)?.release)?;
+        let known = kernels::find(name)
+            .map_err(|error| failed(LAYER, format!("{error}, and {SYSTEMD}")))?;
+        let daemons = Daemons::get(known.release)?;
         let kernel = Kernel::get(name)?;
         Self::build("guest", kernel, GUEST_MODULES, Some(&daemons))
     }
@@ -269,5 +271,5 @@ fn busybox() -> Result<PathBuf> {
         release.unpack("busybox-static", &fresh)?;
     }
     paths::finish(&fresh, &dir)?;
-    find().ok_or_else(|| crate::error::failed(LAYER, "busybox-static has no busybox"))
+    find().ok_or_else(|| failed(LAYER, "busybox-static has no busybox"))
 }

@@ -304,6 +304,24 @@ fn set_option(fd: RawFd, option: libc::c_int, value: libc::c_int) {
     }
 }
 
+/// Reads what there is. Says how much, and whether that need not be all although
+/// it did not fill the buffer: it ends where descriptors were sent along.
+pub(crate) fn receive(socket: &UnixStream, into: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    // SAFETY: all zeroes are a valid message without an address or parts.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    // SAFETY: the message has one part, a slice that may be written, and no room
+    // for anything else.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    Ok((got, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
 /// Writes bytes from where they are in the guest's memory: as many of the first
 /// pieces as one call takes.
 pub(crate) fn write_volatile(

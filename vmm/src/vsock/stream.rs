@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A Unix socket as the host's end of a connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -62,8 +62,8 @@ impl Signs {
         }
     }
 
-    /// The socket is empty, and what comes later is told. The end of the stream is no bytes: once it has
-    /// been told, reads go on until they give it.
+    /// The socket is empty, and what comes later is told. The end of the stream is
+    /// no bytes: once it has been told, reads go on until they give it.
     fn emptied(&self) {
         let ending = self.ending.load(Ordering::Relaxed);
         self.readable.store(ending, Ordering::Relaxed);
@@ -191,10 +191,13 @@ impl Stream for UnixEnd {
             return Err(StreamError::WouldBlock);
         }
         loop {
-            match self.socket.read(into) {
-                // It may be less than there is: behind a descriptor that somebody
-                // has sent along, a read ends.
-                Ok(len) => return Ok(len),
+            match sys::receive(&self.socket, into) {
+                Ok((len, more)) => {
+                    if len < into.len() && !more {
+                        self.signs.emptied();
+                    }
+                    return Ok(len);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.signs.emptied();
                     return Err(StreamError::WouldBlock);
@@ -223,6 +226,10 @@ impl Drop for UnixEnd {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
     use super::*;
 
     fn end() -> (UnixEnd, Arc<Signs>, UnixStream) {
@@ -243,14 +250,23 @@ mod tests {
         let mut bytes = [0; 10];
         peer.write_all(b"abc").unwrap();
         assert_eq!(end.read(&mut bytes), Ok(3));
-        // A short read does not tell that it is empty.
-        assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
         peer.write_all(b"de").unwrap();
-        // Not told yet.
+        // It was empty, and this is not told yet.
         assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
         signs.note(EventSet::IN);
         assert_eq!(end.read(&mut bytes), Ok(2));
         signs.note(EventSet::OUT);
+        assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
+    }
+
+    #[test]
+    fn what_stands_behind_a_descriptor_is_read_too() {
+        let (mut end, _, mut peer) = end();
+        let mut bytes = [0; 10];
+        peer.send_with_fd(&b"ab"[..], peer.as_raw_fd()).unwrap();
+        peer.write_all(b"cde").unwrap();
+        assert_eq!(end.read(&mut bytes), Ok(2));
+        assert_eq!(end.read(&mut bytes), Ok(3));
         assert_eq!(end.read(&mut bytes), Err(StreamError::WouldBlock));
     }
 

@@ -101,9 +101,8 @@ pub struct Socket {
     fin_sent: bool,
     /// The host's end takes nothing more: what the guest sends is dropped.
     deaf: bool,
-    /// Something was sent since the guest has ended, or the stream is gone: where
-    /// the guest was reading then.
-    unread: Option<u32>,
+    /// Where the guest was reading when that was last looked at.
+    read_at: u32,
     /// There may be more to read from the stream.
     more: bool,
 }
@@ -158,18 +157,22 @@ impl Socket {
             host_ended: false,
             fin_sent: false,
             deaf: false,
-            unread: None,
+            read_at: 0,
             more: false,
         }
     }
 
+    /// Whether the guest has read since it was last asked for.
+    fn has_read(&mut self, channel: &Channel<'_>) -> bool {
+        let before = std::mem::replace(&mut self.read_at, channel.read_position());
+        before != self.read_at
+    }
+
     /// Sees whether the silence goes on after the guest has ended, or the host's
-    /// end is gone. Reading breaks it. What the guest does not read breaks no silence: it may have
+    /// end is gone. What the guest does not read breaks no silence: it may have
     /// closed its socket, which looks the same.
     fn watch_silence(&mut self, now: Duration, channel: &mut Channel<'_>) {
-        let position = channel.read_position();
-        if self.unread.is_some_and(|before| before != position) {
-            self.unread = None;
+        if self.has_read(channel) {
             self.deadline = None;
         }
         let gone = self.stream.as_ref().is_some_and(|stream| stream.is_gone());
@@ -223,9 +226,6 @@ impl Socket {
                     let size = u32::try_from(data.len()).unwrap_or(0);
                     let header = PipeHeader::data(size).to_bytes();
                     channel.send(PacketMeta::in_band(0), &[&header, data])?;
-                    if self.unread.is_none() && (self.guest_ended || stream.is_gone()) {
-                        self.unread = Some(channel.read_position());
-                    }
                 }
                 Err(StreamError::WouldBlock) => return Ok(()),
             }
@@ -433,8 +433,10 @@ impl Device for Socket {
     fn poll(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
         if self.deadline.is_some_and(|at| at <= now) {
             self.deadline = None;
-            self.stream = None;
-            return Ok(());
+            if !self.has_read(channel) {
+                self.stream = None;
+                return Ok(());
+            }
         }
         if self.look_at.is_some_and(|at| at <= now) {
             // Set again if the packet is put off again, which is seen at once.

@@ -513,7 +513,22 @@ fn a_guest_that_reads_slowly_gets_what_a_client_left_behind() {
         guest.advance(Duration::from_secs(9));
     }
     assert_eq!(got, 200_000);
-    assert!(rescinded(&mut guest));
+    guest.advance(PARTING);
+    assert!(rescinded(&mut guest), "it has read all, and says nothing");
+
+    // It has ended itself, and goes on with what is in its ring, unasked.
+    let (mut guest, mut channel, memory) = open(usize::MAX, 7);
+    for _ in 0..10 {
+        memory.with(|end| end.to_guest.extend(b"a packet"));
+        poke(&mut guest, channel.relid);
+    }
+    assert!(guest.send(&mut channel, 0, &frame(b"")));
+    while guest.receive(&mut channel).is_some() {
+        assert!(!rescinded(&mut guest));
+        guest.advance(LINGER.saturating_sub(Duration::from_secs(1)));
+    }
+    guest.advance(LINGER);
+    assert!(rescinded(&mut guest), "all is read, and nothing comes");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use vmbus::wire::{
     GuestMessage, Guid, HostMessage, PipeHeader, ProtocolVersion, Relid, TlConnectRequest,
 };
 
+use crate::guest::Guest;
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something happens; the first byte says to which connection.
@@ -217,7 +218,7 @@ struct Connection {
 }
 
 struct Fuzz {
-    guest: MockGuest,
+    guest: Guest,
     connections: [Option<Connection>; CONNECTIONS],
     opens: usize,
     instance: u128,
@@ -225,7 +226,7 @@ struct Fuzz {
 
 impl Fuzz {
     fn new() -> Self {
-        let mut guest = MockGuest::new(1);
+        let mut guest = Guest::new(1);
         guest.connect(ProtocolVersion::V5_3);
         guest.request_offers();
         Self {

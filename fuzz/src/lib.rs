@@ -32,6 +32,7 @@
 
 pub mod boot;
 pub mod control;
+pub mod guest;
 pub mod http;
 pub mod hvsock;
 pub mod image;

@@ -7,6 +7,7 @@ use arbitrary::{Result, Unstructured};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmbus::ring::{PacketMeta, RingPair};
 
+use crate::guest::wipe;
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something that the guest or the host does to the rings.
@@ -94,9 +95,10 @@ impl Step for Ring {
 
 /// Runs the steps in `data`; memory around the rings must stay as it was.
 pub fn run(data: &[u8]) {
-    let memory = memory();
-    run_in(&memory, data);
-    check_around(&memory);
+    thread_local! {
+        static MEMORY: Arc<GuestMemoryMmap> = memory();
+    }
+    MEMORY.with(|memory| run_in(memory, data));
 }
 
 /// The rings' pages with some before and behind.
@@ -106,14 +108,17 @@ pub(crate) fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(memory)
 }
 
+/// Runs the steps in `data` on empty pages.
 pub(crate) fn run_in(memory: &Arc<GuestMemoryMmap>, data: &[u8]) {
+    wipe(&**memory, FIRST..FIRST + PAGES);
     let mut rings = None;
     for step in steps(data) {
         perform(memory, &mut rings, step);
     }
+    check_around(memory);
 }
 
-pub(crate) fn check_around(memory: &GuestMemoryMmap) {
+fn check_around(memory: &GuestMemoryMmap) {
     for page in (0..FIRST).chain(FIRST + PAGES..2 * FIRST + PAGES) {
         let mut bytes = [0; 4096];
         let at = GuestAddress(page * 4096);

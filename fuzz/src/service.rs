@@ -12,9 +12,10 @@ use ics_devices::kvp::{Key, Pool, Value, parse_ip};
 use ics_devices::wire::IcMessage;
 use ics_devices::{Fcopy, Filesystems, Kvp, KvpRequest, NewFile, Vss, VssRequest};
 use vmbus::host::Device;
-use vmbus::mock::{GuestChannel, MockGuest};
-use vmbus::wire::{ProtocolVersion, Relid};
+use vmbus::mock::GuestChannel;
+use vmbus::wire::{ProtocolVersion, Relid, VpIndex};
 
+use crate::guest::Guest;
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something happens.
@@ -38,39 +39,40 @@ pub enum Event {
 impl Step for Event {
     fn read(input: &mut Unstructured<'_>) -> Result<Self> {
         let [op] = array(input)?;
-        Ok(match op % 6 {
-            0 => Self::Reopen,
-            1 => {
+        // Mostly answers: what the guest says is what is under test.
+        Ok(match op % 32 {
+            0..10 => {
                 let status = u32::from_le_bytes(array(input)?);
                 let at = u16::from_le_bytes(array(input)?);
                 Self::Answer(status, at, blob(input)?)
             }
-            2 => Self::Send(blob(input)?),
-            3 => Self::Ask(array::<1>(input)?[0]),
-            4 => Self::Wait(u16::from_le_bytes(array(input)?)),
-            _ => Self::Pause(array::<1>(input)?[0] & 1 != 0),
+            10..16 => Self::Send(blob(input)?),
+            16..24 => Self::Ask(array::<1>(input)?[0]),
+            24..30 => Self::Wait(u16::from_le_bytes(array(input)?)),
+            30 => Self::Pause(array::<1>(input)?[0] & 1 != 0),
+            _ => Self::Reopen,
         })
     }
 
     fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Reopen => out.push(0),
+            Self::Reopen => out.push(31),
             Self::Answer(status, at, bytes) => {
-                out.push(1);
+                out.push(0);
                 out.extend(status.to_le_bytes());
                 out.extend(at.to_le_bytes());
                 write_blob(out, bytes);
             }
             Self::Send(bytes) => {
-                out.push(2);
+                out.push(10);
                 write_blob(out, bytes);
             }
-            Self::Ask(what) => out.extend([3, *what]),
+            Self::Ask(what) => out.extend([16, *what]),
             Self::Wait(time) => {
-                out.push(4);
+                out.push(24);
                 out.extend(time.to_le_bytes());
             }
-            Self::Pause(paused) => out.extend([5, u8::from(*paused)]),
+            Self::Pause(paused) => out.extend([30, u8::from(*paused)]),
         }
     }
 }
@@ -192,8 +194,10 @@ impl Service for Fcopy {
 }
 
 struct Fuzz<S> {
-    guest: MockGuest,
+    guest: Guest,
     relid: Relid,
+    /// Of the rings.
+    pages: Vec<u64>,
     channel: Option<GuestChannel>,
     paused: bool,
     service: PhantomData<S>,
@@ -201,11 +205,12 @@ struct Fuzz<S> {
 
 impl<S: Service> Fuzz<S> {
     fn new() -> Self {
-        let mut guest = MockGuest::new(1);
+        let mut guest = Guest::new(1);
         let relid = guest.offer(Box::new(S::make()));
         guest.connect(ProtocolVersion::V5_3);
         guest.request_offers();
         let mut fuzz = Self {
+            pages: guest.alloc(16),
             guest,
             relid,
             channel: None,
@@ -220,7 +225,8 @@ impl<S: Service> Fuzz<S> {
         if let Some(channel) = self.channel.take() {
             self.guest.close(&channel);
         }
-        self.channel = self.guest.open(self.relid, 8).ok();
+        let opened = self.guest.open_on(self.relid, &self.pages, VpIndex::BSP);
+        self.channel = opened.ok();
     }
 
     fn with_service(&mut self, run: impl FnOnce(&mut S, Duration)) {

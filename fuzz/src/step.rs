@@ -4,7 +4,7 @@
 use arbitrary::{Result, Unstructured};
 
 /// More steps than this teach nothing new, and take long.
-const MAX_STEPS: usize = 512;
+const MAX_STEPS: usize = 100;
 
 /// A step of a target.
 pub trait Step: Sized {

@@ -29,6 +29,7 @@ where
             fs::write(path, &data).unwrap();
         }
         run(&data);
+        assert_eq!(vmbus_fuzz::guest::dirty_page(), None, "after {name}");
     }
 }
 

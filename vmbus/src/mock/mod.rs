@@ -133,7 +133,13 @@ impl MockGuest {
     /// The same with a configuration for the bus.
     pub fn with_config(config: BusConfig) -> Self {
         let ranges = [(GuestAddress(0), MEMORY_SIZE)];
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("guest memory"));
+        let memory = GuestMemoryMmap::from_ranges(&ranges).expect("guest memory");
+        Self::in_memory(Arc::new(memory), config)
+    }
+
+    /// The same in memory that is there already, all zeroes; see
+    /// [`into_memory`](Self::into_memory).
+    pub fn in_memory(memory: Arc<GuestMemoryMmap>, config: BusConfig) -> Self {
         let mut guest = Self {
             host: Host::new(Arc::clone(&memory), config),
             synic: SoftSynic::new(config.vps),
@@ -180,6 +186,22 @@ impl MockGuest {
     /// The guest's memory.
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory
+    }
+
+    /// The guest's memory for another guest: what this one and the host have
+    /// written in the way that it is meant is zeroes again. What was written to
+    /// pages that nobody [allocated](Self::alloc) stays.
+    pub fn into_memory(self) -> Arc<GuestMemoryMmap> {
+        let synic = SYNIC_PAGES..SYNIC_PAGES + 2 * u64::from(self.vps);
+        let used = [
+            INPUT_PAGE..INPUT_PAGE + 1,
+            synic,
+            FIRST_FREE_PAGE..self.next_page,
+        ];
+        for page in used.into_iter().flatten() {
+            self.write(page * PAGE, &[0; 4096]);
+        }
+        self.memory
     }
 
     /// The host that the guest runs on.

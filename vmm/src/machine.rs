@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, unbounded};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
@@ -82,6 +82,26 @@ impl Bells {
     }
 }
 
+/// A VM in the making. KVM makes a thread of its own for each, and waits for it
+/// and for its readers, most of all that comes before a guest runs: a thread of
+/// ours waits for KVM while there is other work.
+pub struct VmMaking(JoinHandle<Result<VmFd, KvmError>>);
+
+impl VmMaking {
+    /// Begins.
+    pub fn start(host: &Arc<Host>) -> io::Result<Self> {
+        let host = Arc::clone(host);
+        let maker = thread::Builder::new().stack_size(sandbox::STACK);
+        Ok(Self(maker.spawn(move || host.create_vm())?))
+    }
+
+    fn finish(self) -> Result<VmFd, MachineError> {
+        let made = self.0.join();
+        let made = made.map_err(|_| io::Error::other("making the VM: a panic"))?;
+        Ok(made?)
+    }
+}
+
 /// A running machine.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
@@ -101,6 +121,7 @@ impl Machine {
     /// Makes a machine, loads it and starts its vCPUs.
     pub fn start(
         host: &Host,
+        making: VmMaking,
         shape: Shape,
         source: &BootSource,
         bus: &BusSettings,
@@ -108,17 +129,9 @@ impl Machine {
         bells: &Bells,
     ) -> Result<Self, MachineError> {
         let memory = memory::map(shape.memory, shape.hugepages)?;
-        // KVM makes a thread of its own for a VM, and waits for it.
-        let (vm, entry) = thread::scope(|scope| {
-            let maker = thread::Builder::new().stack_size(sandbox::STACK);
-            let vm = maker.spawn_scoped(scope, || host.create_vm())?;
-            let rsdp = acpi::write(&memory, shape.cpus)?;
-            let entry = source.load(&memory, shape.memory, rsdp)?;
-            let vm = vm
-                .join()
-                .map_err(|_| io::Error::other("making the VM: a panic"))??;
-            Ok::<_, MachineError>((Arc::new(vm), entry))
-        })?;
+        let rsdp = acpi::write(&memory, shape.cpus)?;
+        let entry = source.load(&memory, shape.memory, rsdp)?;
+        let vm = Arc::new(making.finish()?);
         sys::set_memory(&vm, &memory).doing("giving the VM its memory")?;
         if shape.cpus > FIRST_LARGE_APIC_ID {
             interrupts::allow_large_apic_ids(&vm)?;

@@ -39,7 +39,7 @@ use crate::events::{CrashCause, Event, EventHub};
 use crate::hyperv::{CrashReport, SynicMode};
 use crate::input::Input;
 use crate::kvm::{Host, KvmError};
-use crate::machine::{Bells, Machine, MachineError, Shape};
+use crate::machine::{Bells, Machine, MachineError, Shape, VmMaking};
 use crate::output::Output;
 use crate::sandbox::{self, Kind, SandboxError};
 use crate::services;
@@ -130,7 +130,9 @@ const CALLS: u64 = 4;
 struct Supervisor<'a> {
     args: &'a Args,
     log: EventHub,
-    host: Host,
+    host: Arc<Host>,
+    /// The first machine's VM.
+    making: Option<VmMaking>,
     source: BootSource,
     output: Output,
     /// Standard error.
@@ -170,7 +172,8 @@ impl<'a> Supervisor<'a> {
         let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &cmdline)
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
-        let host = Host::open(args.wanted_synic(), args.cpus.get())?;
+        let host = Arc::new(Host::open(args.wanted_synic(), args.cpus.get())?);
+        let making = Some(VmMaking::start(&host)?);
         vcpu::prepare_kicks()?;
         let sink: Box<dyn Write + Send> = match &args.serial {
             Serial::Tty => Box::new(stdout()),
@@ -180,8 +183,6 @@ impl<'a> Supervisor<'a> {
                 Box::new(create.map_err(|error| Error::Serial(path.clone(), error))?)
             }
         };
-        let output = Output::start("console", sink)?;
-        let words = Output::start("stderr", Box::new(io::stderr()))?;
         let trace = match &args.vmbus_trace {
             None => Trace::default(),
             Some(path) => {
@@ -225,16 +226,21 @@ impl<'a> Supervisor<'a> {
             queue,
             bell: Arc::clone(&call_bell),
         };
-        let api = ApiServer::start(listener, sender, log, &bus.trace)?;
-        watch(&epoll, ControlOperation::Add, call_bell.as_raw_fd(), CALLS)?;
         let input = match args.serial {
             Serial::Tty => Input::open(raw_mode.is_some()),
             _ => Input::none(),
         };
+        // All files are open.
+        sandbox::enter(Kind::Main)?;
+        let output = Output::start("console", sink)?;
+        let words = Output::start("stderr", Box::new(io::stderr()))?;
+        let api = ApiServer::start(listener, sender, log, &bus.trace)?;
+        watch(&epoll, ControlOperation::Add, call_bell.as_raw_fd(), CALLS)?;
         Ok(Self {
             args,
             log: log.clone(),
             host,
+            making,
             source,
             output,
             words,
@@ -259,11 +265,14 @@ impl<'a> Supervisor<'a> {
     }
 
     fn run(&mut self) -> Result<u8, Error> {
-        // All files are open, and no guest has run yet.
-        sandbox::enter(Kind::Main)?;
         loop {
+            let making = match self.making.take() {
+                Some(making) => making,
+                None => VmMaking::start(&self.host)?,
+            };
             let mut machine = Machine::start(
                 &self.host,
+                making,
                 self.shape(),
                 &self.source,
                 &self.bus,

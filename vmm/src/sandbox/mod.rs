@@ -2,7 +2,7 @@
 //! Seccomp: each thread may make the system calls that it needs, and no other.
 //!
 //! ```text
-//!  main ── enter(Main) ── all that comes after the start
+//!  main ── enter(Main), as soon as all files are open
 //!   ├─ console, stderr, events   Output   write, and what every thread needs
 //!   ├─ api                       Api      its clients' sockets
 //!   ├─ vcpuN                     Vcpu     KVM_RUN and a few more of KVM's calls
@@ -10,7 +10,9 @@
 //! ```
 //!
 //! A filter passes on to the threads that are started after it, so the main
-//! thread's allows what its threads are allowed. What no thread may do once the
+//! thread's allows what its threads are allowed. It comes first, but for the
+//! thread of the events: the kernel tries a new filter on every call that those
+//! before it allow, which takes long where there are none. What no thread may do once the
 //! guest runs: start a program or a process, open a file, make memory
 //! executable, make a socket that is not a Unix one. Some calls are answered with
 //! "no such call" instead of an end: `open` and its kin, which a C library and a
@@ -22,6 +24,7 @@
 
 mod calls;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
@@ -77,7 +80,18 @@ pub enum SandboxError {
 
 /// The process's filters: there is one set of them, since that is how the
 /// kernel has them too. Empty until [`init`]: a test's threads are free.
-static FILTERS: OnceLock<Vec<(Kind, Vec<BpfProgram>)>> = OnceLock::new();
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+struct Filters {
+    /// What is answered with "no such call", the same for all threads.
+    absent: Option<BpfProgram>,
+    kinds: Vec<(Kind, BpfProgram)>,
+}
+
+thread_local! {
+    /// This thread is under filters, and the threads that it starts are.
+    static UNDER: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Makes the filters, before the first thread starts. Whatever the mode, no
 /// program that this process starts gains privileges from now on.
@@ -86,25 +100,39 @@ pub fn init(mode: Mode) -> Result<(), SandboxError> {
     if mode == Mode::Off {
         return Ok(());
     }
-    let mut filters = Vec::new();
+    let mut kinds = Vec::new();
     for kind in Kind::ALL {
-        filters.push((kind, programs(kind, mode)?));
+        kinds.push((kind, program(kind, mode)?));
     }
+    let mut absent = None;
     if mode == Mode::Enforce {
+        let calls = calls::ABSENT.map(|call| (call, vec![])).into_iter();
+        let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+        absent = Some(compile(
+            calls.collect(),
+            SeccompAction::Allow,
+            no_such_call,
+        )?);
         sys::trap::install()?;
     }
-    let _ = FILTERS.set(filters);
+    let _ = FILTERS.set(Filters { absent, kinds });
     Ok(())
 }
 
 /// Puts the calling thread under the filters of its kind.
 pub fn enter(kind: Kind) -> Result<(), SandboxError> {
-    let filters = FILTERS.get().into_iter().flatten();
-    for (_, programs) in filters.filter(|(of, _)| *of == kind) {
-        for program in programs {
-            seccompiler::apply_filter(program)?;
-        }
+    let Some(filters) = FILTERS.get() else {
+        return Ok(());
+    };
+    if let Some(absent) = &filters.absent
+        && !UNDER.get()
+    {
+        seccompiler::apply_filter(absent)?;
     }
+    for (_, program) in filters.kinds.iter().filter(|(of, _)| *of == kind) {
+        seccompiler::apply_filter(program)?;
+    }
+    UNDER.set(true);
     Ok(())
 }
 
@@ -119,8 +147,10 @@ pub fn spawn(
     run: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let (sender, entered) = sync_channel(1);
+    let under = UNDER.get();
     let builder = thread::Builder::new().name(name).stack_size(STACK);
     let handle = builder.spawn(move || {
+        UNDER.set(under);
         let result = enter(kind);
         let ready = result.is_ok();
         let _ = sender.send(result);
@@ -136,7 +166,7 @@ pub fn spawn(
     Ok(handle)
 }
 
-fn programs(kind: Kind, mode: Mode) -> Result<Vec<BpfProgram>, SandboxError> {
+fn program(kind: Kind, mode: Mode) -> Result<BpfProgram, SandboxError> {
     let enforced = mode == Mode::Enforce;
     let otherwise = if enforced {
         SeccompAction::Trap
@@ -144,22 +174,15 @@ fn programs(kind: Kind, mode: Mode) -> Result<Vec<BpfProgram>, SandboxError> {
         SeccompAction::Log
     };
     let mut allowed = calls::of(kind)?;
-    if !enforced {
-        if kind == Kind::Main {
-            // How a C library starts a thread where nothing answers it that way.
-            allowed.insert(libc::SYS_clone3, vec![]);
-        }
-        return Ok(vec![compile(allowed, otherwise, SeccompAction::Allow)?]);
+    if enforced {
+        // Of two filters the stricter answer counts, and an error is less strict
+        // than an end: this one has to allow what the other answers.
+        allowed.extend(calls::ABSENT.map(|call| (call, vec![])));
+    } else if kind == Kind::Main {
+        // How a C library starts a thread where nothing answers it that way.
+        allowed.insert(libc::SYS_clone3, vec![]);
     }
-    // Of two filters the stricter answer counts, and an error is less strict
-    // than an end: the first has to allow what the second answers.
-    allowed.extend(calls::ABSENT.map(|call| (call, vec![])));
-    let absent = calls::ABSENT.map(|call| (call, vec![])).into_iter();
-    let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    Ok(vec![
-        compile(absent.collect(), SeccompAction::Allow, no_such_call)?,
-        compile(allowed, otherwise, SeccompAction::Allow)?,
-    ])
+    compile(allowed, otherwise, SeccompAction::Allow)
 }
 
 fn compile(

@@ -171,7 +171,7 @@ fn there_are_no_new_privileges_even_without_filters() {
 #[test]
 fn the_main_thread_may_do_what_its_threads_do() {
     let main = calls::of(Kind::Main).unwrap();
-    for kind in [Kind::Vcpu, Kind::Bus] {
+    for kind in Kind::ALL {
         for (call, rules) in calls::of(kind).unwrap() {
             let of_main = main
                 .get(&call)

@@ -14,7 +14,7 @@ use vmbus::wire::{
     ModifyChannel, OpenChannel, ProtocolVersion, Relid, TlConnectRequest, VpIndex,
 };
 
-use crate::guest::{Guest, PAGE, wipe};
+use crate::guest::{Guest, PAGE, forget_what_was_reached, wipe};
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something that the guest or the host does.
@@ -130,6 +130,7 @@ pub fn run(data: &[u8]) {
         guest.with_host(|host, _| host.set_tracer(Some(Box::<Describer>::default())));
     }
     guest.offer(Box::new(EchoDevice::default()));
+    forget_what_was_reached();
     for step in steps(data) {
         perform(&mut guest, step);
         while guest.recv().is_some() {}

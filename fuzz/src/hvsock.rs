@@ -13,7 +13,7 @@ use vmbus::wire::{
     GuestMessage, Guid, HostMessage, PipeHeader, ProtocolVersion, Relid, TlConnectRequest,
 };
 
-use crate::guest::Guest;
+use crate::guest::{Guest, forget_what_was_reached};
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something happens; the first byte says to which connection.
@@ -459,6 +459,7 @@ impl Fuzz {
 /// Runs the steps in `data`.
 pub fn run(data: &[u8]) {
     let mut fuzz = Fuzz::new();
+    forget_what_was_reached();
     for event in steps(data) {
         fuzz.step(event);
     }

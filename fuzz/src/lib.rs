@@ -5,7 +5,7 @@
 //! An input is a sequence of steps, one opcode byte and its operands each, read
 //! until the bytes end. Steps can be written as well as read, so that seeds are
 //! made of steps and not of magic bytes; `tests/seeds.rs` writes them to
-//! `corpus/` and runs them.
+//! `corpus/` and runs them. Some are made of traces of real guests ([`trace`]).
 //!
 //! | Target | Against |
 //! |---|---|
@@ -42,3 +42,4 @@ pub mod service;
 pub mod step;
 pub mod synic;
 pub mod tar;
+pub mod trace;

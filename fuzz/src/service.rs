@@ -15,7 +15,7 @@ use vmbus::host::Device;
 use vmbus::mock::GuestChannel;
 use vmbus::wire::{ProtocolVersion, Relid, VpIndex};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, forget_what_was_reached};
 use crate::step::{Step, array, blob, steps, write_blob};
 
 /// Something happens.
@@ -291,6 +291,7 @@ impl<S: Service> Fuzz<S> {
 
 fn run<S: Service>(data: &[u8]) {
     let mut fuzz = Fuzz::<S>::new();
+    forget_what_was_reached();
     for event in steps(data) {
         fuzz.step(event);
     }

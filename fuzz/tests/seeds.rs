@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use vmbus_fuzz::step::{Step, bytes, steps};
+use vmbus_fuzz::trace;
 
 fn write_and_run<S>(target: &str, seeds: Vec<(&'static str, Vec<S>)>, run: impl Fn(&[u8]))
 where
@@ -33,13 +34,14 @@ where
     }
 }
 
+/// A Debian 13's start with its daemons, a few requests, and its end.
+const TRACE: &str = include_str!("../traces/debian-13.ndjson");
+
 #[test]
 fn control_messages() {
-    write_and_run(
-        "control_messages",
-        vmbus_fuzz::control::seeds(),
-        vmbus_fuzz::control::run,
-    );
+    let mut seeds = vmbus_fuzz::control::seeds();
+    seeds.push(("debian-13", trace::session(TRACE)));
+    write_and_run("control_messages", seeds, vmbus_fuzz::control::run);
 }
 
 #[test]
@@ -61,8 +63,15 @@ fn hvsock() {
 #[test]
 fn services() {
     use vmbus_fuzz::service::{run_fcopy, run_kvp, run_vss, seeds};
-    write_and_run("kvp", seeds(), run_kvp);
-    write_and_run("vss", seeds(), run_vss);
+    let with_trace = |name| {
+        let real = trace::service(TRACE, name);
+        assert!(real.len() > 5, "{name}: {real:?}");
+        let mut seeds = seeds();
+        seeds.push(("debian-13", real));
+        seeds
+    };
+    write_and_run("kvp", with_trace("kvp"), run_kvp);
+    write_and_run("vss", with_trace("vss"), run_vss);
     write_and_run("fcopy", seeds(), run_fcopy);
 }
 

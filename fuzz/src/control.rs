@@ -60,9 +60,10 @@ pub enum Control {
     Advance(u8),
 }
 
-/// Where page lists begin, and how many pages they are made of.
+/// Where page lists begin.
 const FIRST: u64 = 2048;
-const PAGES: u64 = 16;
+/// Every other list is made of so few pages, some of them several times.
+const FEW: u64 = 16;
 
 impl Step for Control {
     fn read(input: &mut Unstructured<'_>) -> Result<Self> {
@@ -131,8 +132,9 @@ pub fn run(data: &[u8]) {
     }
     guest.offer(Box::new(EchoDevice::default()));
     forget_what_was_reached();
+    let mut used = FEW;
     for step in steps(data) {
-        perform(&mut guest, step);
+        perform(&mut guest, step, &mut used);
         while guest.recv().is_some() {}
         check(&guest);
     }
@@ -146,8 +148,7 @@ pub fn run(data: &[u8]) {
     let mut channel = guest.open(offers[0].relid, 4).expect("it opens");
     assert!(guest.send(&mut channel, 1, b"are you well?"));
     assert!(guest.receive(&mut channel).is_some());
-    // A write may go beyond the last page.
-    wipe(&**guest.memory(), FIRST..FIRST + PAGES + 1);
+    wipe(&**guest.memory(), FIRST..FIRST + used);
 }
 
 /// Describes everything that passes, as a trace does.
@@ -193,13 +194,17 @@ fn echo(n: u8) -> Box<dyn Device> {
     Box::new(EchoDevice::new(instance))
 }
 
-fn perform(guest: &mut MockGuest, step: Control) {
+fn perform(guest: &mut Guest, step: Control, used: &mut u64) {
     let relid = |n: u8| Relid(u32::from(n % 8));
     let gpadl = |n: u8| GpadlId(u32::from(n % 8));
     let vp = |n: u8| VpIndex(if n == 255 { u32::MAX } else { u32::from(n % 3) });
     match step {
         Control::Post(connection, mut bytes) => {
             bytes.truncate(250);
+            // A page list of any pages.
+            if let Some(8 | 9) = bytes.first() {
+                guest.spoil();
+            }
             guest.post_bytes((connection % 6).into(), &bytes);
         }
         Control::Contact(version, target) => {
@@ -227,7 +232,9 @@ fn perform(guest: &mut MockGuest, step: Control) {
         Control::Gpadl(channel, id, first, count) => {
             let first = u64::from(first);
             let pages = first..=first + u64::from(count);
-            let pfns: Vec<u64> = pages.map(|n| FIRST + n % PAGES).collect();
+            let many = if first % 2 == 0 { 512 } else { FEW };
+            let pfns: Vec<u64> = pages.map(|n| FIRST + n % many).collect();
+            *used = (*used).max((first + u64::from(count) + 1).min(many));
             for message in gpadl_messages(relid(channel), gpadl(id), &pfns) {
                 guest.post(&message);
             }
@@ -275,7 +282,7 @@ fn perform(guest: &mut MockGuest, step: Control) {
             guest.hypercall(0x1_005d, connection | u64::from(flag / 128) << 32);
         }
         Control::Write(page, word, bytes) => {
-            let at = (FIRST + u64::from(page) % PAGES) * PAGE + u64::from(word) * 8;
+            let at = (FIRST + u64::from(page) % *used) * PAGE + u64::from(word) * 8;
             guest.write(at, &bytes);
         }
         Control::Offer(n) => {

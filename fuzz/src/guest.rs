@@ -19,7 +19,10 @@ thread_local! {
 }
 
 /// A guest that leaves its memory to the next.
-pub struct Guest(Option<MockGuest>);
+pub struct Guest {
+    guest: Option<MockGuest>,
+    spoilt: bool,
+}
 
 impl Guest {
     /// As [`MockGuest::new`].
@@ -28,10 +31,19 @@ impl Guest {
             vps,
             ..BusConfig::default()
         };
-        Self(Some(match SPARE.take() {
+        let guest = match SPARE.take() {
             Some(memory) => MockGuest::in_memory(memory, config),
             None => MockGuest::with_config(config),
-        }))
+        };
+        Self {
+            guest: Some(guest),
+            spoilt: false,
+        }
+    }
+
+    /// From now on anything may be written anywhere: nobody else gets the memory.
+    pub fn spoil(&mut self) {
+        self.spoilt = true;
     }
 }
 
@@ -39,19 +51,20 @@ impl Deref for Guest {
     type Target = MockGuest;
 
     fn deref(&self) -> &MockGuest {
-        self.0.as_ref().expect("it is there until the end")
+        self.guest.as_ref().expect("it is there until the end")
     }
 }
 
 impl DerefMut for Guest {
     fn deref_mut(&mut self) -> &mut MockGuest {
-        self.0.as_mut().expect("it is there until the end")
+        self.guest.as_mut().expect("it is there until the end")
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        SPARE.set(self.0.take().map(MockGuest::into_memory));
+        let guest = self.guest.take().filter(|_| !self.spoilt);
+        SPARE.set(guest.map(MockGuest::into_memory));
     }
 }
 
@@ -63,10 +76,10 @@ pub fn forget_what_was_reached() {
         // SAFETY: the linker makes symbols of these names for a section of this
         // name, which the compiler's pass puts its counters into.
         unsafe extern "C" {
-            static mut __start___sancov_cntrs: u8;
-            static mut __stop___sancov_cntrs: u8;
+            static mut __start___sancov_cntrs: [u8; 0];
+            static mut __stop___sancov_cntrs: [u8; 0];
         }
-        let first = &raw mut __start___sancov_cntrs;
+        let first: *mut u8 = std::hint::black_box((&raw mut __start___sancov_cntrs).cast());
         let len = (&raw const __stop___sancov_cntrs).addr() - first.addr();
         // SAFETY: the linker puts the two around the counters, which are plain
         // bytes that only this thread's code counts up.

@@ -9,8 +9,10 @@ use serde_json::Value;
 use crate::control::Control;
 use crate::service::Event;
 
-/// More steps make no better seed.
-const MOST: usize = 60;
+/// More steps are not run.
+const MOST: usize = 100;
+/// An answer takes eight bytes of an input, of which there are 512.
+const MOST_EVENTS: usize = 60;
 
 /// What the guest did on the bus.
 pub fn session(trace: &str) -> Vec<Control> {
@@ -26,7 +28,11 @@ pub fn session(trace: &str) -> Vec<Control> {
             u8::try_from(known % 256).expect("small")
         };
         if from_guest && line["signal"] == true {
-            steps.push(Control::Signal(number("relid"), 0));
+            // Nothing is in the rings here: once is enough.
+            let signal = Control::Signal(number("relid"), 0);
+            if !steps.contains(&signal) {
+                steps.push(signal);
+            }
         }
         let Some(message) = line["message"].as_str() else {
             continue;
@@ -38,6 +44,9 @@ pub fn session(trace: &str) -> Vec<Control> {
                 if offers > 1 {
                     steps.push(Control::Offer(offers - 1));
                 }
+            }
+            if message == "RESCIND_CHANNELOFFER" {
+                steps.push(Control::Rescind(number("relid")));
             }
             continue;
         }
@@ -104,7 +113,7 @@ pub fn service(trace: &str, name: &str) -> Vec<Event> {
             steps.push(Event::Ask(wish));
         }
     }
-    steps.truncate(MOST);
+    steps.truncate(MOST_EVENTS);
     steps
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
+use vmbus_fuzz::control::Control;
 use vmbus_fuzz::step::{Step, bytes, steps};
 use vmbus_fuzz::trace;
 
@@ -40,7 +41,12 @@ const TRACE: &str = include_str!("../traces/debian-13.ndjson");
 #[test]
 fn control_messages() {
     let mut seeds = vmbus_fuzz::control::seeds();
-    seeds.push(("debian-13", trace::session(TRACE)));
+    let session = trace::session(TRACE);
+    let count = |wanted: fn(&Control) -> bool| session.iter().filter(|step| wanted(step)).count();
+    assert!(count(|step| matches!(step, Control::Open(..))) > 6);
+    assert!(count(|step| matches!(step, Control::Rescind(..))) > 0);
+    assert!(count(|step| matches!(step, Control::Released(..))) > 0);
+    seeds.push(("debian-13", session));
     write_and_run("control_messages", seeds, vmbus_fuzz::control::run);
 }
 

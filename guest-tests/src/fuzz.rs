@@ -140,8 +140,12 @@ fn run(dir: &Path, target: Target, budget: Budget) -> Result<()> {
         .arg(format!("-max_len={}", target.max_len))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        // What is reached counts, not how often: twice as many inputs.
-        .args(["-use_counters=0", "-print_final_stats=1", "-timeout=20"])
+        .arg(match budget {
+            Budget::Seconds(_) => "-use_counters=1",
+            // What is reached counts, not how often: twice as many inputs.
+            Budget::Runs(_) => "-use_counters=0",
+        })
+        .args(["-print_final_stats=1", "-timeout=20"])
         .args([&found, &seeds])
         .stderr(Stdio::piped())
         .spawn()
@@ -185,8 +189,12 @@ struct Said {
 impl Said {
     fn read(from: ChildStderr) -> Self {
         let mut said = Self::default();
-        for line in BufReader::new(from).lines().map_while(std::io::Result::ok) {
-            said.line(line);
+        // Not as text: it shows inputs.
+        for line in BufReader::new(from)
+            .split(b'\n')
+            .map_while(std::io::Result::ok)
+        {
+            said.line(String::from_utf8_lossy(&line).into_owned());
         }
         said
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, unbounded};
 use ics_devices::ServiceKind;
 use parking_lot::Mutex;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -100,22 +100,34 @@ pub fn run(args: &Args, registry: Registry) -> Result<u8, Error> {
             EventHub::open(target).map_err(|error| Error::EventLog(target.clone(), error))?
         }
     };
-    let result = Supervisor::new(args, registry, &log).and_then(|mut supervisor| {
-        let code = supervisor.run();
-        if let Ok(code) = code {
+    let result = match Supervisor::new(args, registry, &log) {
+        Ok(mut supervisor) => {
+            let result = supervisor.run();
             // Before the API goes, so that who follows the events sees the end.
-            log.write(&Event::Exit { code });
+            tell_end(&log, &result);
+            result
         }
-        code
-    });
-    if let Err(error) = &result {
-        log.write(&Event::HostFailed {
-            message: error.to_string(),
-        });
-        log.write(&Event::Exit { code: exit::HOST });
-    }
+        Err(error) => {
+            let result = Err(error);
+            tell_end(&log, &result);
+            result
+        }
+    };
     log.finish();
     result
+}
+
+fn tell_end(log: &EventHub, result: &Result<u8, Error>) {
+    let code = match result {
+        Ok(code) => *code,
+        Err(error) => {
+            log.write(&Event::HostFailed {
+                message: error.to_string(),
+            });
+            exit::HOST
+        }
+    };
+    log.write(&Event::Exit { code });
 }
 
 type Signals = SignalDelivery<UnixStream, SignalOnly>;
@@ -173,7 +185,6 @@ impl<'a> Supervisor<'a> {
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
         let host = Arc::new(Host::open(args.wanted_synic(), args.cpus.get())?);
-        let making = Some(VmMaking::start(&host)?);
         vcpu::prepare_kicks()?;
         let sink: Box<dyn Write + Send> = match &args.serial {
             Serial::Tty => Box::new(stdout()),
@@ -232,6 +243,7 @@ impl<'a> Supervisor<'a> {
         };
         // All files are open.
         sandbox::enter(Kind::Main)?;
+        let making = Some(VmMaking::start(&host)?);
         let output = Output::start("console", sink)?;
         let words = Output::start("stderr", Box::new(io::stderr()))?;
         let api = ApiServer::start(listener, sender, log, &bus.trace)?;
@@ -640,6 +652,5 @@ fn bind_vsock(
 /// The signals that are ours, as something that epoll can wait for.
 fn signal_pipe() -> io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
-    let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP];
-    SignalDelivery::with_pipe(read, write, SignalOnly, signals)
+    SignalDelivery::with_pipe(read, write, SignalOnly, sandbox::SIGNALS)
 }

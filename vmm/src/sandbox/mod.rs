@@ -31,6 +31,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use vmm_sys_util::signal::{self, block_signal};
 
 use crate::sys;
 
@@ -140,7 +141,18 @@ pub fn enter(kind: Kind) -> Result<(), SandboxError> {
 /// page of, which would be most of what `vmm` takes.
 pub const STACK: usize = 512 << 10;
 
-/// Starts a thread that is under the filters of its kind before it does anything.
+/// Signals that the main thread sees to. Their handler makes a system call that
+/// other threads may not make.
+pub const SIGNALS: [i32; 5] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGTSTP,
+];
+
+/// Starts a thread that is under the filters of its kind before it does anything,
+/// and that leaves [`SIGNALS`] to others.
 pub fn spawn(
     kind: Kind,
     name: String,
@@ -151,7 +163,7 @@ pub fn spawn(
     let builder = thread::Builder::new().name(name).stack_size(STACK);
     let handle = builder.spawn(move || {
         UNDER.set(under);
-        let result = enter(kind);
+        let result = leave_signals().and_then(|()| enter(kind));
         let ready = result.is_ok();
         let _ = sender.send(result);
         if ready {
@@ -164,6 +176,17 @@ pub fn spawn(
         .map_err(io::Error::other)?
         .map_err(io::Error::other)?;
     Ok(handle)
+}
+
+fn leave_signals() -> Result<(), SandboxError> {
+    for signal in SIGNALS {
+        match block_signal(signal) {
+            // That it was blocked before is all right.
+            Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => {}
+            Err(error) => return Err(io::Error::other(error.to_string()).into()),
+        }
+    }
+    Ok(())
 }
 
 fn program(kind: Kind, mode: Mode) -> Result<BpfProgram, SandboxError> {

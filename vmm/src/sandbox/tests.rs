@@ -12,13 +12,17 @@ use super::*;
 
 const CHILD: &str = "VMM_SANDBOX_CHILD";
 
-const KINDS: [(&str, Kind); 5] = [
+const KINDS: [(&str, Kind); 6] = [
     ("main", Kind::Main),
     ("vcpu0", Kind::Vcpu),
     ("bus", Kind::Bus),
     ("api", Kind::Api),
     ("console", Kind::Output),
+    (BEFORE, Kind::Output),
 ];
+
+/// The thread that is started before the main thread is under its filters.
+const BEFORE: &str = "events";
 
 /// What a thread does in the child.
 const DEEDS: &[(&str, fn())] = &[
@@ -62,6 +66,9 @@ fn child() {
     let (_, kind) = KINDS.into_iter().find(|(of, _)| *of == name).unwrap();
     let (_, run) = DEEDS.iter().find(|(of, _)| *of == deed).unwrap();
     init(mode).unwrap();
+    if kind != Kind::Main && name != BEFORE {
+        enter(Kind::Main).unwrap();
+    }
     let ended = spawn(kind, name.into(), *run).unwrap().join();
     eprintln!("{}", if ended.is_ok() { "done" } else { "panicked" });
     std::process::exit(0);
@@ -165,6 +172,20 @@ fn there_are_no_new_privileges_even_without_filters() {
     init(Mode::Off).unwrap();
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+}
+
+#[test]
+fn signals_are_left_to_the_main_thread() {
+    let (sender, status) = sync_channel(1);
+    let tell = move || sender.send(fs::read_to_string("/proc/thread-self/status").unwrap());
+    spawn(Kind::Vcpu, "test".into(), move || tell().unwrap()).unwrap();
+    let status = status.recv().unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+    let wanted = SIGNALS
+        .iter()
+        .fold(0, |all, signal| all | 1 << (signal - 1));
+    assert_eq!(blocked & wanted, wanted, "{blocked:#x}");
 }
 
 /// The main thread's filter is also that of all threads that are started later.

@@ -8,9 +8,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -27,7 +27,7 @@ use crate::hyperv::{BusPort, Hyperv, SynicMode, interrupts};
 use crate::kvm::{Doing, Host, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
-use crate::sandbox;
+use crate::sandbox::{self, Kind};
 use crate::sys;
 
 /// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
@@ -85,20 +85,27 @@ impl Bells {
 /// A VM in the making. KVM makes a thread of its own for each, and waits for it
 /// and for its readers, most of all that comes before a guest runs: a thread of
 /// ours waits for KVM while there is other work.
-pub struct VmMaking(JoinHandle<Result<VmFd, KvmError>>);
+pub struct VmMaking {
+    thread: JoinHandle<()>,
+    made: Receiver<Result<VmFd, KvmError>>,
+}
 
 impl VmMaking {
     /// Begins.
     pub fn start(host: &Arc<Host>) -> io::Result<Self> {
         let host = Arc::clone(host);
-        let maker = thread::Builder::new().stack_size(sandbox::STACK);
-        Ok(Self(maker.spawn(move || host.create_vm())?))
+        let (sender, made) = bounded(1);
+        let thread = sandbox::spawn(Kind::Maker, "maker".into(), move || {
+            // Nobody waits for it if the process is about to end.
+            let _ = sender.send(host.create_vm());
+        })?;
+        Ok(Self { thread, made })
     }
 
     fn finish(self) -> Result<VmFd, MachineError> {
-        let made = self.0.join();
-        let made = made.map_err(|_| io::Error::other("making the VM: a panic"))?;
-        Ok(made?)
+        let ended = self.thread.join().ok();
+        let made = ended.and_then(|()| self.made.try_recv().ok());
+        Ok(made.ok_or_else(|| io::Error::other("making the VM: a panic"))??)
     }
 }
 

@@ -185,6 +185,8 @@ impl<'a> Supervisor<'a> {
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
         let host = Arc::new(Host::open(args.wanted_synic(), args.cpus.get())?);
+        // KVM waits for itself while all else is done.
+        let making = Some(VmMaking::start(&host)?);
         vcpu::prepare_kicks()?;
         let sink: Box<dyn Write + Send> = match &args.serial {
             Serial::Tty => Box::new(stdout()),
@@ -243,7 +245,6 @@ impl<'a> Supervisor<'a> {
         };
         // All files are open.
         sandbox::enter(Kind::Main)?;
-        let making = Some(VmMaking::start(&host)?);
         let output = Output::start("console", sink)?;
         let words = Output::start("stderr", Box::new(io::stderr()))?;
         let api = ApiServer::start(listener, sender, log, &bus.trace)?;

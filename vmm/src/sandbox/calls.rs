@@ -127,16 +127,22 @@ const BUS_REQUESTS: &[u64] = &[
     write::<kvm_hyperv_eventfd>(0xBD),
 ];
 
-/// What makes a machine.
-const MAIN_REQUESTS: &[u64] = &[
+/// What makes a VM.
+const MAKER_REQUESTS: &[u64] = &[
     none(0x01), // KVM_CREATE_VM
-    none(0x03), // KVM_CHECK_EXTENSION
     none(0x04), // KVM_GET_VCPU_MMAP_SIZE
-    none(0x41), // KVM_CREATE_VCPU
-    write::<kvm_userspace_memory_region>(0x46),
     none(0x47), // KVM_SET_TSS_ADDR
     write::<u64>(0x48),
     none(0x60), // KVM_CREATE_IRQCHIP
+    write::<kvm_enable_cap>(0xA3),
+    write::<kvm_msr_filter>(0xC6),
+];
+
+/// What makes a machine of it.
+const MAIN_REQUESTS: &[u64] = &[
+    none(0x03), // KVM_CHECK_EXTENSION
+    none(0x41), // KVM_CREATE_VCPU
+    write::<kvm_userspace_memory_region>(0x46),
     write::<kvm_irq_routing>(0x6A),
     write::<kvm_irqfd>(0x76),
     write::<kvm_clock_data>(0x7B),
@@ -146,8 +152,6 @@ const MAIN_REQUESTS: &[u64] = &[
     write::<kvm_lapic_state>(0x8F),
     write::<kvm_cpuid2>(0x90),
     none(0xA3), // KVM_GET_TSC_KHZ
-    write::<kvm_enable_cap>(0xA3),
-    write::<kvm_msr_filter>(0xC6),
 ];
 
 /// The terminal is put back by whoever panics or makes a forbidden call. The
@@ -162,8 +166,15 @@ pub(super) fn of(kind: Kind) -> Result<Rules, BackendError> {
     let (calls, requests): (&[&[i64]], &[&[u64]]) = match kind {
         Kind::Main => (
             &[EPOLL, CLIENTS, CHANNELS, MACHINES],
-            &[VCPU_REQUESTS, BUS_REQUESTS, MAIN_REQUESTS, SOCKET_REQUESTS],
+            &[
+                VCPU_REQUESTS,
+                BUS_REQUESTS,
+                MAKER_REQUESTS,
+                MAIN_REQUESTS,
+                SOCKET_REQUESTS,
+            ],
         ),
+        Kind::Maker => (&[], &[MAKER_REQUESTS]),
         Kind::Vcpu => (&[], &[VCPU_REQUESTS]),
         Kind::Bus => (
             &[EPOLL, CLIENTS, CHANNELS],

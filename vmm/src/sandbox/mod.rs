@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  main ── enter(Main), as soon as all files are open
+//!   ├─ maker                     Maker    KVM's calls that make a VM; ends with it
 //!   ├─ console, stderr, events   Output   write, and what every thread needs
 //!   ├─ api                       Api      its clients' sockets
 //!   ├─ vcpuN                     Vcpu     KVM_RUN and a few more of KVM's calls
@@ -11,10 +12,10 @@
 //!
 //! A filter passes on to the threads that are started after it, so the main
 //! thread's allows what its threads are allowed. It comes first, but for the
-//! thread of the events: the kernel tries a new filter on every call that those
-//! before it allow, which takes long where there are none. What no thread may do once the
-//! guest runs: start a program or a process, open a file, make memory
-//! executable, make a socket that is not a Unix one. Some calls are answered with
+//! threads of the events and of the first VM's maker: the kernel tries a new filter
+//! on every call that those before it allow, which takes long where there are none.
+//! What no thread may do once the guest runs: start a program or a process, open a
+//! file, make memory executable, make a socket that is not a Unix one. Some calls are answered with
 //! "no such call" instead of an end: `open` and its kin, which a C library and a
 //! panic's backtrace can do without, and `clone3`, whose flags a filter cannot
 //! see; `clone` takes its place, and only for threads.
@@ -51,6 +52,8 @@ pub enum Mode {
 pub enum Kind {
     /// Makes machines and ends them.
     Main,
+    /// Makes one VM.
+    Maker,
     /// Runs a vCPU.
     Vcpu,
     /// Has the bus and the Hyper-V sockets.
@@ -62,7 +65,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Bus, Self::Api, Self::Output];
+    const ALL: [Self; 6] = [
+        Self::Main,
+        Self::Maker,
+        Self::Vcpu,
+        Self::Bus,
+        Self::Api,
+        Self::Output,
+    ];
 }
 
 /// Why there are no filters.

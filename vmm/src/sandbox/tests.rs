@@ -12,8 +12,10 @@ use super::*;
 
 const CHILD: &str = "VMM_SANDBOX_CHILD";
 
-const KINDS: [(&str, Kind); 6] = [
+const KINDS: [(&str, Kind); 8] = [
     ("main", Kind::Main),
+    ("maker", Kind::Maker),
+    (FIRST_MAKER, Kind::Maker),
     ("vcpu0", Kind::Vcpu),
     ("bus", Kind::Bus),
     ("api", Kind::Api),
@@ -21,8 +23,9 @@ const KINDS: [(&str, Kind); 6] = [
     (BEFORE, Kind::Output),
 ];
 
-/// The thread that is started before the main thread is under its filters.
+/// The threads that are started before the main thread is under its filters.
 const BEFORE: &str = "events";
+const FIRST_MAKER: &str = "first-maker";
 
 /// What a thread does in the child.
 const DEEDS: &[(&str, fn())] = &[
@@ -66,7 +69,7 @@ fn child() {
     let (_, kind) = KINDS.into_iter().find(|(of, _)| *of == name).unwrap();
     let (_, run) = DEEDS.iter().find(|(of, _)| *of == deed).unwrap();
     init(mode).unwrap();
-    if kind != Kind::Main && name != BEFORE {
+    if kind != Kind::Main && ![BEFORE, FIRST_MAKER].contains(&name) {
         enter(Kind::Main).unwrap();
     }
     let ended = spawn(kind, name.into(), *run).unwrap().join();
@@ -139,12 +142,13 @@ fn no_thread_starts_a_program_or_opens_a_file() {
 
 #[test]
 fn only_the_bus_connects_nobody_listens_and_only_main_starts_threads() {
+    ends("maker", "connect", libc::SYS_socket);
     ends("vcpu0", "connect", libc::SYS_socket);
     ends("api", "connect", libc::SYS_socket);
     ends("console", "connect", libc::SYS_socket);
     goes_on("true", "bus", "connect");
     goes_on("true", "main", "thread");
-    for thread in ["vcpu0", "bus", "api", "console"] {
+    for thread in ["maker", FIRST_MAKER, "vcpu0", "bus", "api", "console"] {
         is_killed(thread, "thread");
     }
     ends("bus", "listen", libc::SYS_bind);

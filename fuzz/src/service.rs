@@ -6,12 +6,12 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use ics_devices::fcopy::Target;
+use ics_devices::fcopy::{FcopyProtocol, Target};
 use ics_devices::kvp::wire::parse_item;
-use ics_devices::kvp::{Key, Pool, Value, parse_ip};
+use ics_devices::kvp::{Key, KvpProtocol, Pool, Value, parse_ip};
+use ics_devices::vss::VssProtocol;
 use ics_devices::wire::IcMessage;
-use ics_devices::{Fcopy, Filesystems, Kvp, KvpRequest, NewFile, Vss, VssRequest};
-use vmbus::host::Device;
+use ics_devices::{Fcopy, Filesystems, Ic, Kvp, KvpRequest, NewFile, Protocol, Vss, VssRequest};
 use vmbus::mock::GuestChannel;
 use vmbus::wire::{ProtocolVersion, Relid, VpIndex};
 
@@ -34,6 +34,8 @@ pub enum Event {
     Wait(u16),
     /// The VM is paused, or goes on.
     Pause(bool),
+    /// Somebody watches the service's state, or nobody does.
+    Watch(bool),
 }
 
 impl Step for Event {
@@ -49,7 +51,10 @@ impl Step for Event {
             10..16 => Self::Send(blob(input)?),
             16..24 => Self::Ask(array::<1>(input)?[0]),
             24..30 => Self::Wait(u16::from_le_bytes(array(input)?)),
-            30 => Self::Pause(array::<1>(input)?[0] & 1 != 0),
+            30 => match array(input)? {
+                [what] if what & 2 == 0 => Self::Pause(what & 1 != 0),
+                [what] => Self::Watch(what & 1 != 0),
+            },
             _ => Self::Reopen,
         })
     }
@@ -73,31 +78,31 @@ impl Step for Event {
                 out.extend(time.to_le_bytes());
             }
             Self::Pause(paused) => out.extend([30, u8::from(*paused)]),
+            Self::Watch(watched) => out.extend([30, 2 | u8::from(*watched)]),
         }
     }
 }
 
 /// A service under test.
-trait Service: Device + Sized {
+trait Service: Protocol + Sized {
     const VERSION: [u8; 4];
-    fn make() -> Self;
-    fn ask(&mut self, now: Duration, what: u8);
-    fn pause(&mut self, now: Duration, paused: bool);
-    fn check(&mut self, now: Duration, paused: bool);
+    fn make() -> Ic<Self>;
+    fn ask(service: &mut Ic<Self>, now: Duration, what: u8);
+    fn check(service: &mut Ic<Self>, now: Duration, paused: bool);
 }
 
 fn key(n: u8) -> Key {
     Key::new(&format!("k{}", n % 4)).unwrap()
 }
 
-impl Service for Kvp {
+impl Service for KvpProtocol {
     const VERSION: [u8; 4] = [4, 0, 0, 0];
 
-    fn make() -> Self {
-        Self::new([(key(0), Value::U32(7)), (key(1), Value::text("x").unwrap())])
+    fn make() -> Kvp {
+        Kvp::new([(key(0), Value::U32(7)), (key(1), Value::text("x").unwrap())])
     }
 
-    fn ask(&mut self, now: Duration, what: u8) {
+    fn ask(service: &mut Kvp, now: Duration, what: u8) {
         let request = match what % 5 {
             0 => KvpRequest::List(Pool::Guest),
             1 => KvpRequest::Get(Pool::Auto, key(what / 5)),
@@ -108,31 +113,23 @@ impl Service for Kvp {
             }
             _ => KvpRequest::Set(Pool::External, key(what / 5), Value::U64(u64::from(what))),
         };
-        let _ = self.request(now, request, Duration::from_secs(60));
+        let _ = service.request(now, request, Duration::from_secs(60));
     }
 
-    fn pause(&mut self, now: Duration, paused: bool) {
-        if paused {
-            Self::pause(self, now);
-        } else {
-            self.resume(now);
-        }
-    }
-
-    fn check(&mut self, now: Duration, _: bool) {
-        let _ = (self.take_outcome(), self.status(now));
-        assert!(self.items().len() <= 4 && self.unsent_items() <= 8);
+    fn check(service: &mut Kvp, now: Duration, _: bool) {
+        let _ = (service.take_outcome(), service.status(now));
+        assert!(service.items().len() <= 4 && service.unsent_items() <= 8);
     }
 }
 
-impl Service for Vss {
+impl Service for VssProtocol {
     const VERSION: [u8; 4] = [5, 0, 0, 0];
 
-    fn make() -> Self {
-        Self::new()
+    fn make() -> Vss {
+        Vss::new()
     }
 
-    fn ask(&mut self, now: Duration, what: u8) {
+    fn ask(service: &mut Vss, now: Duration, what: u8) {
         let request = match what % 3 {
             0 => VssRequest::Check,
             1 => VssRequest::Thaw,
@@ -140,54 +137,38 @@ impl Service for Vss {
                 max: Duration::from_millis(u64::from(what) * 100),
             },
         };
-        let _ = self.request(now, request);
+        let _ = service.request(now, request);
     }
 
-    fn pause(&mut self, now: Duration, paused: bool) {
-        if paused {
-            Self::pause(self, now);
-        } else {
-            self.resume(now);
-        }
-    }
-
-    fn check(&mut self, now: Duration, paused: bool) {
-        let _ = (self.take_outcome(), self.status(now));
-        if let Filesystems::Frozen { until, .. } = self.filesystems() {
+    fn check(service: &mut Vss, now: Duration, paused: bool) {
+        let _ = (service.take_outcome(), service.status(now));
+        if let Filesystems::Frozen { until, .. } = service.filesystems() {
             assert!(paused || until > now, "frozen beyond its deadline");
         }
     }
 }
 
-impl Service for Fcopy {
+impl Service for FcopyProtocol {
     const VERSION: [u8; 4] = [1, 0, 1, 0];
 
-    fn make() -> Self {
-        Self::new()
+    fn make() -> Fcopy {
+        Fcopy::new()
     }
 
-    fn ask(&mut self, now: Duration, what: u8) {
+    fn ask(service: &mut Fcopy, now: Duration, what: u8) {
         let target = Target::new("/tmp/a").unwrap();
         let size = u64::from(what) * 200;
-        if let Ok(ticket) = self.start(now, NewFile::new(target, size))
+        if let Ok(ticket) = service.start(now, NewFile::new(target, size))
             && what.is_multiple_of(3)
         {
-            self.cancel(ticket);
+            service.cancel(ticket);
         }
-        self.push(now, &[what; 10_000]);
+        service.push(now, &[what; 10_000]);
     }
 
-    fn pause(&mut self, now: Duration, paused: bool) {
-        if paused {
-            Self::pause(self, now);
-        } else {
-            self.resume(now);
-        }
-    }
-
-    fn check(&mut self, now: Duration, _: bool) {
-        let _ = (self.take_outcome(), self.status(now));
-        if let Some(progress) = self.progress() {
+    fn check(service: &mut Fcopy, now: Duration, _: bool) {
+        let _ = (service.take_outcome(), service.status(now));
+        if let Some(progress) = service.progress() {
             assert!(progress.written <= progress.size);
         }
     }
@@ -229,10 +210,10 @@ impl<S: Service> Fuzz<S> {
         self.channel = opened.ok();
     }
 
-    fn with_service(&mut self, run: impl FnOnce(&mut S, Duration)) {
+    fn with_service(&mut self, run: impl FnOnce(&mut Ic<S>, Duration)) {
         let relid = self.relid;
         self.guest.with_host(|host, now| {
-            if let Some(service) = host.device_mut::<S>(relid) {
+            if let Some(service) = host.device_mut::<Ic<S>>(relid) {
                 run(service, now);
             }
             host.poke(now, relid);
@@ -274,18 +255,25 @@ impl<S: Service> Fuzz<S> {
             Event::Reopen => self.reopen(),
             Event::Answer(status, at, bytes) => self.answer(status, at, &bytes),
             Event::Send(bytes) => self.send(&bytes),
-            Event::Ask(what) => self.with_service(|service, now| service.ask(now, what)),
+            Event::Ask(what) => self.with_service(|service, now| S::ask(service, now, what)),
             Event::Wait(time) => {
                 self.guest
                     .advance(Duration::from_millis(u64::from(time) * 16));
             }
             Event::Pause(paused) => {
                 self.paused = paused;
-                self.with_service(|service, now| service.pause(now, paused));
+                self.with_service(|service, now| {
+                    if paused {
+                        service.pause(now);
+                    } else {
+                        service.resume(now);
+                    }
+                });
             }
+            Event::Watch(watched) => self.with_service(|service, _| service.watch(watched)),
         }
         let paused = self.paused;
-        self.with_service(|service, now| service.check(now, paused));
+        self.with_service(|service, now| S::check(service, now, paused));
     }
 }
 
@@ -299,17 +287,17 @@ fn run<S: Service>(data: &[u8]) {
 
 /// Data exchange.
 pub fn run_kvp(data: &[u8]) {
-    run::<Kvp>(data);
+    run::<KvpProtocol>(data);
 }
 
 /// Backup.
 pub fn run_vss(data: &[u8]) {
-    run::<Vss>(data);
+    run::<VssProtocol>(data);
 }
 
 /// File copy.
 pub fn run_fcopy(data: &[u8]) {
-    run::<Fcopy>(data);
+    run::<FcopyProtocol>(data);
 }
 
 /// What parses an answer.
@@ -327,6 +315,10 @@ pub fn run_replies(data: &[u8]) {
 
 /// Services' lives worth starting from.
 pub fn seeds() -> Vec<(&'static str, Vec<Event>)> {
+    [quick_seeds(), slow_seeds()].concat()
+}
+
+fn quick_seeds() -> Vec<(&'static str, Vec<Event>)> {
     use Event as E;
     let ok = || E::Answer(0, 0, Vec::new());
     let fail = || E::Answer(0x8000_4005, 0, Vec::new());
@@ -392,6 +384,23 @@ pub fn seeds() -> Vec<(&'static str, Vec<Event>)> {
             ],
         ),
         (
+            "noise",
+            vec![
+                E::Send(vec![1; 60]),
+                ok(),
+                E::Answer(0, 12, vec![9; 30]),
+                E::Reopen,
+            ],
+        ),
+    ]
+}
+
+/// What takes its time.
+fn slow_seeds() -> Vec<(&'static str, Vec<Event>)> {
+    use Event as E;
+    let ok = || E::Answer(0, 0, vec![]);
+    vec![
+        (
             "late",
             vec![
                 ok(),
@@ -416,12 +425,15 @@ pub fn seeds() -> Vec<(&'static str, Vec<Event>)> {
             ],
         ),
         (
-            "noise",
+            "unwatched",
             vec![
-                E::Send(vec![1; 60]),
                 ok(),
-                E::Answer(0, 12, vec![9; 30]),
-                E::Reopen,
+                E::Answer(0x8000_4005, 0, vec![]),
+                E::Watch(false),
+                E::Wait(900),
+                E::Watch(true),
+                ok(),
+                E::Wait(900),
             ],
         ),
     ]

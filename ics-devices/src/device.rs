@@ -26,7 +26,7 @@ const READ_GRACE: Duration = Duration::from_millis(1500);
 /// Three kinds of methods:
 /// 1. [`Device`]'s, called by [`vmbus::host::Host`];
 /// 2. those that want something: [`pause`](Self::pause), [`resume`](Self::resume),
-///    and what the service has of its own. [`Host::poke`](vmbus::host::Host::poke)
+///    [`watch`](Self::watch), and what the service has of its own. [`Host::poke`](vmbus::host::Host::poke)
 ///    it afterwards;
 /// 3. those that look: [`status`](Self::status), and what the service has of its
 ///    own. Take outcomes after every call of the host's.
@@ -90,6 +90,21 @@ impl<P: Protocol> Ic<P> {
         if let Some(slept) = self.link.resume(now) {
             self.protocol.resumed(now, slept);
         }
+    }
+
+    /// Whether somebody wants to know if the guest's daemon is there: at first
+    /// somebody does. While nobody does no look for it is sent, and the state is
+    /// as of the last answer.
+    pub fn watch(&mut self, watched: bool) {
+        if let Some(look) = self.protocol.look() {
+            look.watch(watched);
+        }
+    }
+
+    /// Whether the guest was asked and will answer soon, if its daemon is there:
+    /// the state may be another one then.
+    pub fn is_looking(&mut self) -> bool {
+        self.protocol.look().is_some_and(|look| look.is_asked())
     }
 
     /// Whether the VM is paused.

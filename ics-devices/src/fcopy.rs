@@ -20,6 +20,7 @@
 use std::time::Duration;
 
 use crate::device::Ic;
+use crate::look::Look;
 use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
 use crate::service::Service;
 use crate::slot::Ticket;
@@ -55,8 +56,6 @@ pub type Fcopy = Ic<FcopyProtocol>;
 
 /// The guest's timer for its daemon is 30 s: an answer comes before this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
-/// Between two looks for a daemon that is not there.
-const LOOK: Duration = Duration::from_secs(5);
 /// The ring's transaction id in all packets of the newer daemon.
 const UIO_TRANSACTION: u64 = u64::MAX;
 
@@ -140,8 +139,7 @@ pub struct FcopyProtocol {
     outcome: Option<FcopyOutcome>,
     daemon: FcopyDaemon,
     guest: Guest,
-    look_now: bool,
-    look_at: Option<Duration>,
+    look: Look,
     purpose: Option<Purpose>,
     /// What serves the purpose is in the ring, and an answer to come.
     in_ring: bool,
@@ -159,8 +157,7 @@ impl Default for FcopyProtocol {
             outcome: None,
             daemon: FcopyDaemon::Driver,
             guest: Guest::Unknown,
-            look_now: false,
-            look_at: None,
+            look: Look::default(),
             purpose: None,
             in_ring: false,
             owed: None,
@@ -311,7 +308,7 @@ impl FcopyProtocol {
             Step::AskDaemon if status == HResult::ALREADY_EXISTS => copy.step = Step::AskDirectory,
             Step::AskDaemon => {
                 self.guest = Guest::NoDaemon;
-                self.look_at = Some(now.saturating_add(LOOK));
+                self.look.later(now);
                 return failed(ServiceError::NoDaemon.into(), false);
             }
             Step::AskDirectory => {
@@ -358,7 +355,10 @@ impl FcopyProtocol {
             (FcopyDaemon::Driver, false) => Guest::NoDaemon,
             (FcopyDaemon::Uio, true) => Guest::NoLocale,
         };
-        self.look_at = (self.guest == Guest::NoDaemon).then(|| now.saturating_add(LOOK));
+        self.look.ended();
+        if self.guest == Guest::NoDaemon {
+            self.look.later(now);
+        }
     }
 
     /// What `purpose` sends.
@@ -378,7 +378,7 @@ impl Protocol for FcopyProtocol {
 
     fn connected(&mut self, _: Duration, _: Versions) {
         self.guest = Guest::Unknown;
-        (self.look_now, self.look_at) = (true, None);
+        self.look.now();
         (self.purpose, self.owed, self.clean_up) = (None, None, None);
         self.in_ring = false;
     }
@@ -390,7 +390,7 @@ impl Protocol for FcopyProtocol {
             .is_some_and(|copy| !matches!(copy.step, Step::Start));
         let error = ServiceError::NotOpen.into();
         self.finish(Err(FcopyFailure { error, partial }));
-        (self.look_now, self.look_at) = (false, None);
+        self.look.stop();
         (self.purpose, self.owed, self.clean_up) = (None, None, None);
         self.in_ring = false;
     }
@@ -405,7 +405,7 @@ impl Protocol for FcopyProtocol {
 
     fn deadline(&self) -> Option<Duration> {
         let stalled = self.copy.as_ref().and_then(|copy| copy.stalled_at);
-        [stalled, self.look_at].into_iter().flatten().min()
+        [stalled, self.look.deadline()].into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Duration) {
@@ -413,10 +413,7 @@ impl Protocol for FcopyProtocol {
         if due(self.copy.as_ref().and_then(|copy| copy.stalled_at)) {
             self.abort(FcopyError::Stalled);
         }
-        if due(self.look_at) {
-            self.look_at = None;
-            self.look_now = true;
-        }
+        self.look.tick(now);
     }
 
     fn request(&mut self, now: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
@@ -426,7 +423,7 @@ impl Protocol for FcopyProtocol {
         } else if let Some(copy) = &self.copy {
             copy.emit(copy.operation()?, body);
             self.purpose = Some(Purpose::Copy);
-        } else if self.look_now {
+        } else if self.look.is_due() {
             let target = match self.daemon {
                 FcopyDaemon::Driver => Target::root(),
                 FcopyDaemon::Uio => Target::nowhere(),
@@ -449,7 +446,7 @@ impl Protocol for FcopyProtocol {
                     copy.sent();
                 }
             }
-            Some(Purpose::Look) => (self.look_now, self.look_at) = (false, None),
+            Some(Purpose::Look) => self.look.sent(),
             Some(Purpose::CleanUp(_)) => self.clean_up = None,
             None => {}
         }
@@ -487,7 +484,7 @@ impl Protocol for FcopyProtocol {
             Some(Operation::Cancel) if !ok => Some(Operation::Complete),
             _ => None,
         };
-        self.look_at = Some(now.saturating_add(LOOK));
+        self.look.later(now);
     }
 
     fn failed(&mut self, now: Duration, error: ServiceError) {
@@ -508,7 +505,8 @@ impl Protocol for FcopyProtocol {
                 self.finish(Err(FcopyFailure { error, partial }));
             }
             Purpose::Look => {
-                (self.look_now, self.look_at) = (false, Some(now.saturating_add(LOOK)));
+                self.look.ended();
+                self.look.later(now);
             }
             Purpose::CleanUp(_) => self.clean_up = None,
         }
@@ -516,10 +514,15 @@ impl Protocol for FcopyProtocol {
 
     fn resumed(&mut self, now: Duration, slept: Duration) {
         let stalled = self.copy.as_mut().and_then(|copy| copy.stalled_at.as_mut());
-        for at in [stalled, self.look_at.as_mut()].into_iter().flatten() {
+        if let Some(at) = stalled {
             // What began during the pause lost less.
             *at = moved(*at, now.saturating_add(PATIENCE), slept);
         }
+        self.look.resumed(now, slept);
+    }
+
+    fn look(&mut self) -> Option<&mut Look> {
+        Some(&mut self.look)
     }
 
     fn condition(&self, _: Duration) -> (ServiceState, String) {

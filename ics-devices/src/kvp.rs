@@ -5,7 +5,7 @@
 //! ```text
 //!   the user's requests ────────┐ first
 //!   items the guest may lack ───┼─► one packet at a time ─► answer
-//!   a look, every few seconds ──┘ last
+//!   a look, now and then ───────┘ last
 //! ```
 //!
 //! * The host's own items ([`Pool::External`]) are kept here, and sent whenever
@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::device::Ic;
+use crate::look::Look;
 use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
 use crate::service::Service;
 use crate::slot::{Outcome, Slot, Ticket};
@@ -63,8 +64,6 @@ pub type Kvp = Ic<KvpProtocol>;
 pub const MAX_ITEMS: usize = 1024;
 /// The guest's own timer for its daemon is 30 s: an answer comes before this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
-/// Between a look at the guest's items and the next, when nothing else happens.
-const LOOK: Duration = Duration::from_secs(5);
 /// Before an item that the guest did not take is sent again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -118,8 +117,7 @@ pub struct KvpProtocol {
     /// Those that did not go well; they are dirty again later.
     failed: BTreeSet<Key>,
     retry_at: Option<Duration>,
-    look_at: Option<Duration>,
-    look_now: bool,
+    look: Look,
     /// Chosen by `request`, in the ring after `sent`.
     purpose: Option<Purpose>,
 }
@@ -316,17 +314,18 @@ impl Protocol for KvpProtocol {
     fn connected(&mut self, now: Duration, _: Versions) {
         self.purpose = None;
         self.sync_all();
-        self.look_at = Some(now.saturating_add(LOOK));
+        self.look.later(now);
     }
 
     fn disconnected(&mut self, _: Duration) {
         self.slot.finish(Err(ServiceError::NotOpen));
         (self.walk, self.purpose) = (None, None);
-        (self.retry_at, self.look_at, self.look_now) = (None, None, false);
+        self.retry_at = None;
+        self.look.stop();
     }
 
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [self.slot.deadline(), self.retry_at, self.look_at];
+        let deadlines = [self.slot.deadline(), self.retry_at, self.look.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -340,10 +339,7 @@ impl Protocol for KvpProtocol {
             self.retry_at = None;
             self.dirty.append(&mut self.failed);
         }
-        if due(self.look_at) {
-            self.look_at = None;
-            self.look_now = true;
-        }
+        self.look.tick(now);
     }
 
     fn request(&mut self, now: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
@@ -361,7 +357,7 @@ impl Protocol for KvpProtocol {
                 None => wire::emit_delete(Pool::External, key, body),
             }
             self.purpose = Some(Purpose::Sync(key.clone()));
-        } else if self.look_now {
+        } else if self.look.is_due() {
             wire::emit_enumerate(Pool::External, self.last_index(), body);
             self.purpose = Some(Purpose::Look);
         } else {
@@ -376,14 +372,14 @@ impl Protocol for KvpProtocol {
         match &self.purpose {
             Some(Purpose::User) => self.slot.sent(),
             Some(Purpose::Sync(key)) => drop(self.dirty.remove(key)),
-            Some(Purpose::Look) => self.look_now = false,
+            Some(Purpose::Look) => self.look.sent(),
             None => {}
         }
-        self.look_at = None;
+        self.look.put_off();
     }
 
     fn answered(&mut self, now: Duration, answer: &Answer<'_>) -> Result<(), BadAnswer> {
-        self.look_at = Some(now.saturating_add(LOOK));
+        self.look.later(now);
         match self.purpose.take() {
             Some(Purpose::User) => self.user_answered(now, answer),
             Some(Purpose::Sync(key)) => {
@@ -391,6 +387,7 @@ impl Protocol for KvpProtocol {
                 Ok(())
             }
             Some(Purpose::Look) => {
+                self.look.ended();
                 self.looked(answer.status);
                 Ok(())
             }
@@ -402,7 +399,7 @@ impl Protocol for KvpProtocol {
         // The guest did something of which nobody knew any more, or its daemon
         // was gone: whatever it has now, it is to have the host's items.
         self.sync_all();
-        self.look_at = Some(now.saturating_add(LOOK));
+        self.look.later(now);
     }
 
     fn failed(&mut self, now: Duration, error: ServiceError) {
@@ -417,19 +414,21 @@ impl Protocol for KvpProtocol {
                 self.dirty.remove(&key);
                 self.sync_later(now, key);
             }
-            Some(Purpose::Look) | None => self.look_now = false,
+            Some(Purpose::Look) | None => self.look.ended(),
         }
-        self.look_at = Some(now.saturating_add(LOOK));
+        self.look.later(now);
     }
 
     fn resumed(&mut self, now: Duration, slept: Duration) {
         self.slot.postpone(now, slept);
-        for at in [&mut self.retry_at, &mut self.look_at]
-            .into_iter()
-            .flatten()
-        {
-            *at = moved(*at, now.saturating_add(LOOK), slept);
+        if let Some(at) = &mut self.retry_at {
+            *at = moved(*at, now.saturating_add(RETRY), slept);
         }
+        self.look.resumed(now, slept);
+    }
+
+    fn look(&mut self) -> Option<&mut Look> {
+        Some(&mut self.look)
     }
 
     fn condition(&self, _: Duration) -> (ServiceState, String) {

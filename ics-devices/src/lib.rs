@@ -17,6 +17,7 @@
 //! | [`link`] | one channel's state, the same for all services |
 //! | [`protocol`] | what a service adds to it |
 //! | [`slot`] | a place for one request of the host's user |
+//! | [`look`] | when to see whether the guest's daemon is there |
 //! | [`heartbeat`], [`shutdown`], [`timesync`], [`kvp`], [`vss`], [`fcopy`] | one service each |
 //!
 //! # A hostile guest
@@ -73,6 +74,7 @@ pub mod heartbeat;
 mod hostile;
 pub mod kvp;
 pub mod link;
+pub mod look;
 pub mod protocol;
 #[cfg(test)]
 mod script;

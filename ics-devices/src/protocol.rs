@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use crate::look::Look;
 use crate::service::Service;
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
@@ -108,6 +109,11 @@ pub trait Protocol: Send + 'static {
     /// [`moved`], if the guest is to be given as much time as before.
     fn resumed(&mut self, now: Duration, slept: Duration) {
         let _ = (now, slept);
+    }
+
+    /// The looks for the guest's daemon, of a service that needs one.
+    fn look(&mut self) -> Option<&mut Look> {
+        None
     }
 
     /// While the versions are agreed on: how the service is, and one line about

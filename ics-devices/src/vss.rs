@@ -24,6 +24,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::device::Ic;
+use crate::look::Look;
 use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
 use crate::service::Service;
 use crate::slot::{Outcome, Slot, Ticket};
@@ -48,9 +49,6 @@ pub type Vss = Ic<VssProtocol>;
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 /// Between a thaw that failed and the next.
 const THAW_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks for a daemon that is not there. One that is there is left
-/// alone: it writes to the guest's log.
-const LOOK: Duration = Duration::from_secs(5);
 /// No freeze may last longer.
 pub const MAX_FREEZE: Duration = Duration::from_secs(900);
 
@@ -144,8 +142,7 @@ pub struct VssProtocol {
     thaw_now: bool,
     thaw_at: Option<Duration>,
     complete_now: bool,
-    look_now: bool,
-    look_at: Option<Duration>,
+    look: Look,
     /// Chosen by `request`, in the ring after `sent`.
     operation: Option<Operation>,
     /// Freezes that lasted until their deadline.
@@ -162,8 +159,7 @@ impl Default for VssProtocol {
             thaw_now: false,
             thaw_at: None,
             complete_now: false,
-            look_now: false,
-            look_at: None,
+            look: Look::default(),
             operation: None,
             expired: 0,
         }
@@ -242,7 +238,11 @@ impl VssProtocol {
         } else {
             Daemon::Gone
         };
-        self.look_at = (!status.is_ok()).then(|| now.saturating_add(LOOK));
+        self.look.ended();
+        // A daemon that is there is left alone: it writes to the guest's log.
+        if !status.is_ok() {
+            self.look.later(now);
+        }
         match self.slot.in_flight() {
             Some(VssRequest::Freeze { .. }) if status.is_ok() => {
                 self.checked = true;
@@ -319,7 +319,7 @@ impl Protocol for VssProtocol {
             self.thaw();
         }
         self.daemon = Daemon::Unknown;
-        self.look_now = true;
+        self.look.now();
         self.operation = None;
     }
 
@@ -329,12 +329,13 @@ impl Protocol for VssProtocol {
             self.filesystems = Filesystems::MaybeFrozen;
         }
         (self.thaw_now, self.thaw_at, self.complete_now) = (false, None, false);
-        (self.look_now, self.look_at, self.operation) = (false, None, None);
+        self.operation = None;
+        self.look.stop();
         self.daemon = Daemon::Unknown;
     }
 
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [self.slot.deadline(), self.thaw_at, self.look_at];
+        let deadlines = [self.slot.deadline(), self.thaw_at, self.look.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -347,10 +348,7 @@ impl Protocol for VssProtocol {
             }
             self.thaw();
         }
-        if due(self.look_at) {
-            self.look_at = None;
-            self.look_now = true;
-        }
+        self.look.tick(now);
     }
 
     fn request(&mut self, now: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
@@ -371,7 +369,7 @@ impl Protocol for VssProtocol {
             (operation, deadline)
         } else if self.complete_now {
             (Operation::Complete, usual)
-        } else if self.look_now {
+        } else if self.look.is_due() {
             (Operation::Check, usual)
         } else {
             return None;
@@ -400,7 +398,7 @@ impl Protocol for VssProtocol {
                 if self.slot.waiting().is_some() {
                     self.slot.sent();
                 }
-                (self.look_now, self.look_at) = (false, None);
+                self.look.sent();
             }
             Some(Operation::Complete) => self.complete_now = false,
             None => {}
@@ -440,7 +438,8 @@ impl Protocol for VssProtocol {
                 self.finish_thaw(Err(error));
             }
             Some(Operation::Check) => {
-                (self.look_now, self.look_at) = (false, Some(now.saturating_add(LOOK)));
+                self.look.ended();
+                self.look.later(now);
                 self.slot.finish(Err(error));
             }
             Some(Operation::Complete) | None => self.complete_now = false,
@@ -450,13 +449,18 @@ impl Protocol for VssProtocol {
     fn resumed(&mut self, now: Duration, slept: Duration) {
         self.slot.postpone(now, slept);
         // The guest has as long as before; its file systems stood still anyway.
-        for at in [&mut self.thaw_at, &mut self.look_at].into_iter().flatten() {
+        if let Some(at) = &mut self.thaw_at {
             *at = at.saturating_add(slept);
         }
+        self.look.resumed(now, slept);
         if let Filesystems::Frozen { since, until } = &mut self.filesystems {
             *since = moved(*since, now, slept);
             *until = until.saturating_add(slept);
         }
+    }
+
+    fn look(&mut self) -> Option<&mut Look> {
+        Some(&mut self.look)
     }
 
     fn condition(&self, now: Duration) -> (ServiceState, String) {

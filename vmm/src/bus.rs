@@ -11,6 +11,8 @@
 //!
 //! No device state is shared with another thread, so none is locked.
 
+mod asked;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,7 +30,7 @@ use vmbus::wire::{ProtocolVersion, Relid};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::types::{BusStatus, ServiceEntry, VmState, VmStatus, answer};
+use crate::api::types::{Answer, BusStatus, ServiceEntry, VmState, VmStatus, answer};
 use crate::api::{Call, Op, Reply};
 use crate::cli::TestDevice;
 use crate::cpu::vcpu::EventSender;
@@ -40,6 +42,7 @@ use crate::services::Services;
 use crate::services::data::{Data, Items};
 use crate::trace::Trace;
 use crate::vsock::{SocketSettings, Sockets};
+use asked::{Asked, Question};
 
 /// Something that other threads want of the bus.
 #[derive(Debug)]
@@ -114,7 +117,9 @@ impl BusThread {
             max_version: settings.max_version,
         };
         let host = Host::new(Arc::new(memory.clone()), config);
-        settings.trace.set_bell(Arc::clone(&call_bell));
+        for audience in [settings.trace.audience(), settings.hub.audience()] {
+            audience.set_bell(Arc::clone(&call_bell));
+        }
         let epoll = Arc::new(Epoll::new()?);
         watch(&epoll, from_guest.bell.as_raw_fd(), BELL)?;
         watch(&epoll, stop.as_raw_fd(), STOP)?;
@@ -135,6 +140,7 @@ impl BusThread {
         )?;
         let bus = Loop {
             host,
+            asked: Asked::new(hub.audience().clone()),
             services: Services::new(services, Arc::clone(&hyperv), hub, data),
             hyperv,
             from_guest,
@@ -195,6 +201,7 @@ impl Drop for Alarm {
 struct Loop {
     host: Host<GuestMemory>,
     services: Services,
+    asked: Asked,
     calls: Receiver<BusCall>,
     call_bell: Arc<EventFd>,
     hyperv: Arc<Hyperv>,
@@ -222,9 +229,11 @@ impl Loop {
         let mut ready = [EpollEvent::default(); 32];
         loop {
             self.trace();
+            self.watch();
             self.toggle_test_devices();
             self.sockets.tick(self.start.elapsed());
             self.settle();
+            self.answer();
             self.watch_end_of_message()?;
             if self.traced {
                 self.trace.flush();
@@ -275,11 +284,34 @@ impl Loop {
 
     /// Shows what passes as long as somebody looks.
     fn trace(&mut self) {
-        let wanted = self.trace.is_read();
+        let wanted = self.trace.audience().count() > 0;
         if wanted != self.traced {
             let tracer = wanted.then(|| self.trace.tracer(self.services.relids()));
             self.host.set_tracer(tracer);
             self.traced = wanted;
+        }
+    }
+
+    /// Looks for the guest's daemons as long as somebody wants to know.
+    fn watch(&mut self) {
+        let now = self.now();
+        if let Some(watched) = self.asked.change(now) {
+            self.services.set_watched(&mut self.host, now, watched);
+        }
+    }
+
+    /// Answers what is asked, if all is known that will be known soon.
+    fn answer(&mut self) {
+        if !self.asked.is_open() {
+            return;
+        }
+        let now = self.now();
+        let looking = self.services.is_looking(&mut self.host);
+        for (question, reply) in self.asked.take(now, looking) {
+            reply.send(match question {
+                Question::Status(status) => self.status(now, *status),
+                Question::Services => answer(&self.list(now)),
+            });
         }
     }
 
@@ -290,7 +322,9 @@ impl Loop {
     /// Milliseconds to the next deadline, rounded up; -1 without one.
     fn wait_ms(&self) -> i32 {
         let toggles = self.test_devices.iter().filter_map(|device| device.next);
-        let others = toggles.chain(self.sockets.deadline());
+        let others = toggles
+            .chain(self.sockets.deadline())
+            .chain(self.asked.deadline());
         let next = self.host.next_deadline().into_iter().chain(others).min();
         next.map_or(-1, |at| {
             let left = at.saturating_sub(self.now());
@@ -352,14 +386,8 @@ impl Loop {
             let now = self.now();
             match call {
                 BusCall::Service(call) => self.call(now, call),
-                BusCall::Status(mut status, reply) => {
-                    status.health = self.services.health(&self.host).name().into();
-                    status.services = self.list(now);
-                    status.vmbus = self.status();
-                    if self.services.is_stopping() && status.state == VmState::Running {
-                        status.state = VmState::Stopping;
-                    }
-                    reply.send(answer(&*status));
+                BusCall::Status(status, reply) => {
+                    self.asked.ask(now, Question::Status(status), reply);
                 }
                 BusCall::Paused(paused) => {
                     self.services.set_paused(&mut self.host, now, paused);
@@ -371,7 +399,9 @@ impl Loop {
     fn call(&mut self, now: Duration, call: Call) {
         match self.sockets.call(&mut self.host, now, call) {
             None => {}
-            Some(call) if call.op == Op::Services => call.reply.send(answer(&self.list(now))),
+            Some(call) if call.op == Op::Services => {
+                self.asked.ask(now, Question::Services, call.reply);
+            }
             Some(Call { op, reply }) => self.services.call(&mut self.host, now, op, reply),
         }
     }
@@ -383,7 +413,18 @@ impl Loop {
         all
     }
 
-    fn status(&self) -> BusStatus {
+    /// Adds what is known here to a status.
+    fn status(&self, now: Duration, mut status: VmStatus) -> Answer {
+        status.health = self.services.health(&self.host).name().into();
+        status.services = self.list(now);
+        status.vmbus = self.bus_status();
+        if self.services.is_stopping() && status.state == VmState::Running {
+            status.state = VmState::Stopping;
+        }
+        answer(&status)
+    }
+
+    fn bus_status(&self) -> BusStatus {
         let session = self.host.session();
         let channels = self.host.bus().channels();
         BusStatus {

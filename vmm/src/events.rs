@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::audience::{Audience, Watcher};
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
 use crate::feed::{Feed, FeedEnd};
@@ -127,12 +128,13 @@ const QUEUE: usize = 1024;
 #[derive(Clone)]
 pub struct EventHub {
     state: Arc<Mutex<State>>,
+    audience: Audience,
     start: Instant,
 }
 
 #[derive(Default)]
 struct State {
-    sink: Option<Output>,
+    sink: Option<(Output, Watcher)>,
     /// Events that the file's reader was too slow for.
     dropped: u64,
     backlog: VecDeque<Arc<[u8]>>,
@@ -152,6 +154,7 @@ impl EventHub {
     pub fn none() -> Self {
         Self {
             state: Arc::default(),
+            audience: Audience::default(),
             start: Instant::now(),
         }
     }
@@ -163,7 +166,8 @@ impl EventHub {
             EventLogTarget::Descriptor(fd) => sys::duplicate(*fd)?.into(),
         };
         let hub = Self::none();
-        hub.state.lock().sink = Some(Output::start("events", Box::new(sink))?);
+        let output = Output::start("events", Box::new(sink))?;
+        hub.state.lock().sink = Some((output, hub.audience.join()));
         Ok(hub)
     }
 
@@ -176,6 +180,11 @@ impl EventHub {
     /// Since when events have been written.
     pub fn uptime(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// Who reads events as they come.
+    pub fn audience(&self) -> &Audience {
+        &self.audience
     }
 
     /// Makes the API thread's end.
@@ -207,7 +216,7 @@ impl EventHub {
         bytes.push(b'\n');
         let line: Arc<[u8]> = bytes.into();
         let mut state = self.state.lock();
-        if let Some(sink) = &state.sink
+        if let Some((sink, _)) = &state.sink
             && !sink.queue().write_or_drop(&line)
         {
             state.dropped = state.dropped.saturating_add(1);
@@ -232,6 +241,11 @@ impl EventHub {
 }
 
 impl EventLines {
+    /// Somebody follows the events.
+    pub fn follow(&self) -> Watcher {
+        self.hub.audience.join()
+    }
+
     /// The last lines of the past. Those that are also still to be taken would
     /// come twice: take the new ones first where that matters.
     pub fn backlog(&self) -> Vec<u8> {

@@ -20,6 +20,7 @@
 
 pub mod acpi;
 pub mod api;
+pub mod audience;
 pub mod boot;
 pub mod bus;
 pub mod cli;

@@ -41,6 +41,18 @@ const WINDOW: Duration = Duration::from_secs(5);
 
 type Bus = Host<GuestMemory>;
 
+/// Does something with each of these devices that is on the bus.
+macro_rules! each {
+    ($host:ident, [$($kind:ty),*], |$relid:pat_param, $device:ident| $act:expr) => {$(
+        if let Some(relid) = $host.find::<$kind>()
+            && let Some($device) = $host.device_mut::<$kind>(relid)
+        {
+            let $relid = relid;
+            $act;
+        }
+    )*};
+}
+
 /// The services of one machine.
 pub struct Services {
     enabled: ServiceSet,
@@ -49,6 +61,8 @@ pub struct Services {
     /// Offered, or rescinded and not yet released.
     relids: BTreeMap<Service, Relid>,
     paused: bool,
+    /// Somebody wants to know what the services are like.
+    watched: bool,
     /// The guest has accepted to shut down.
     stopping: bool,
     shutdowns: HashMap<Ticket, (PowerAction, Reply)>,
@@ -70,6 +84,7 @@ impl Services {
             events,
             relids: BTreeMap::new(),
             paused: false,
+            watched: true,
             stopping: false,
             shutdowns: HashMap::new(),
             syncs: HashMap::new(),
@@ -104,6 +119,7 @@ impl Services {
         macro_rules! boxed {
             ($device:expr) => {{
                 let mut device = $device;
+                device.watch(self.watched);
                 if self.paused {
                     device.pause(now);
                 }
@@ -126,17 +142,35 @@ impl Services {
     /// The vCPUs stand still, or go on.
     pub fn set_paused(&mut self, host: &mut Bus, now: Duration, paused: bool) {
         self.paused = paused;
-        macro_rules! each {
-            ($($device:ty),*) => {$(
-                if let Some(relid) = host.find::<$device>() {
-                    if let Some(device) = host.device_mut::<$device>(relid) {
-                        if paused { device.pause(now) } else { device.resume(now) }
-                    }
-                    host.poke(now, relid);
+        each!(
+            host,
+            [Heartbeat, Shutdown, TimeSync, Kvp, Vss, Fcopy],
+            |relid, device| {
+                if paused {
+                    device.pause(now);
+                } else {
+                    device.resume(now);
                 }
-            )*};
-        }
-        each!(Heartbeat, Shutdown, TimeSync, Kvp, Vss, Fcopy);
+                host.poke(now, relid);
+            }
+        );
+    }
+
+    /// Somebody begins to watch what the services are like, or nobody does any more.
+    pub fn set_watched(&mut self, host: &mut Bus, now: Duration, watched: bool) {
+        self.watched = watched;
+        each!(host, [Kvp, Vss, Fcopy], |relid, device| {
+            device.watch(watched);
+            host.poke(now, relid);
+        });
+    }
+
+    /// Whether a guest that was asked for its daemons is still to answer.
+    pub fn is_looking(&self, host: &mut Bus) -> bool {
+        let mut looking = false;
+        each!(host, [Kvp, Vss, Fcopy], |_, device| looking |=
+            device.is_looking());
+        looking
     }
 
     /// Does what a client wants.

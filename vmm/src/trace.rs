@@ -18,7 +18,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ics_devices::Service;
@@ -27,8 +26,8 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use vmbus::host::{TraceEvent, Tracer};
 use vmbus::wire::{Describe, FieldValue, HostMessage, PacketType, Relid};
-use vmm_sys_util::eventfd::EventFd;
 
+use crate::audience::{Audience, Watcher};
 use crate::feed::{Feed, FeedEnd};
 
 /// Bytes of a packet that are shown.
@@ -48,33 +47,28 @@ pub struct Trace {
 #[derive(Debug, Default)]
 struct Shared {
     /// The file, and clients.
-    readers: AtomicUsize,
+    audience: Audience,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    file: Option<BufWriter<File>>,
+    file: Option<(BufWriter<File>, Watcher)>,
     feed: Option<Feed>,
     /// Lines for clients since the bus last slept.
     batch: Vec<u8>,
     lines: u64,
     /// Lines that clients were too slow for, and have not been told of.
     lost: u64,
-    /// Wakes the bus.
-    bell: Option<Arc<EventFd>>,
 }
-
-/// As long as this is kept somebody reads the trace.
-#[derive(Debug)]
-pub struct Reader(Trace);
 
 impl Trace {
     /// Writes everything to a new file too.
     pub fn create(path: &Path) -> io::Result<Self> {
         let trace = Self::default();
-        trace.shared.state.lock().file = Some(BufWriter::new(File::create(path)?));
-        trace.shared.readers.store(1, Ordering::Relaxed);
+        let file = BufWriter::new(File::create(path)?);
+        let watcher = trace.shared.audience.join();
+        trace.shared.state.lock().file = Some((file, watcher));
         Ok(trace)
     }
 
@@ -85,27 +79,9 @@ impl Trace {
         Ok(end)
     }
 
-    /// The bus to wake when somebody begins to read, or stops.
-    pub fn set_bell(&self, bell: Arc<EventFd>) {
-        self.shared.state.lock().bell = Some(bell);
-    }
-
-    /// Somebody reads from now on.
-    pub fn read(&self) -> Reader {
-        self.shared.readers.fetch_add(1, Ordering::Relaxed);
-        self.wake();
-        Reader(self.clone())
-    }
-
-    /// Whether anybody reads.
-    pub fn is_read(&self) -> bool {
-        self.shared.readers.load(Ordering::Relaxed) > 0
-    }
-
-    fn wake(&self) {
-        if let Some(bell) = &self.shared.state.lock().bell {
-            let _ = bell.write(1);
-        }
+    /// Who reads it.
+    pub fn audience(&self) -> &Audience {
+        &self.shared.audience
     }
 
     /// What shows a bus's traffic, on which `services` are services' channels.
@@ -119,7 +95,7 @@ impl Trace {
     /// Passes on what is gathered: before the bus sleeps.
     pub fn flush(&self) {
         let mut state = self.shared.state.lock();
-        self.write(&mut state, Write::flush);
+        state.write(Write::flush);
         if state.lines == 0 {
             return;
         }
@@ -137,10 +113,8 @@ impl Trace {
 
     fn line(&self, line: &[u8]) {
         let mut state = self.shared.state.lock();
-        self.write(&mut state, |file| file.write_all(line));
-        let clients =
-            self.shared.readers.load(Ordering::Relaxed) > usize::from(state.file.is_some());
-        if !clients {
+        state.write(|file| file.write_all(line));
+        if self.shared.audience.count() <= usize::from(state.file.is_some()) {
             return;
         }
         if state.batch.len() + line.len() > MAX_BATCH {
@@ -150,21 +124,16 @@ impl Trace {
             state.lines += 1;
         }
     }
-
-    /// A file that cannot be written is given up with a warning.
-    fn write(&self, state: &mut State, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
-        if let Some(Err(error)) = state.file.as_mut().map(write) {
-            log::warn!("VMBus trace: {error}; the trace ends here");
-            state.file = None;
-            self.shared.readers.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
 }
 
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.0.shared.readers.fetch_sub(1, Ordering::Relaxed);
-        self.0.wake();
+impl State {
+    /// A file that cannot be written is given up with a warning.
+    fn write(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+        let file = self.file.as_mut();
+        if let Some(Err(error)) = file.map(|(file, _)| write(file)) {
+            log::warn!("VMBus trace: {error}; the trace ends here");
+            self.file = None;
+        }
     }
 }
 

@@ -26,6 +26,11 @@ pub(super) const CASES: &[Case] = &[
         daemon,
     ),
     Case::new(
+        "kvp-unwatched",
+        "a daemon that stops while nobody watches is known by the first status",
+        unwatched,
+    ),
+    Case::new(
         "kvp-killed",
         "a daemon killed in the middle of a transfer loses no later request",
         killed,
@@ -249,6 +254,47 @@ fn daemon(context: &Context) -> Outcome {
         took.as_secs_f64(),
         ran.stderr.trim()
     ));
+    vm.power_off()
+}
+
+/// Without an event log, which watches all the time.
+fn unwatched(context: &Context) -> Outcome {
+    let control = Control::new(context);
+    let socket = control.socket().display().to_string();
+    let setup = context.setup().cmdline("agent.modules=hv_utils");
+    let (command, events) = setup.args(&["--api-socket", &socket]).command();
+    let mut silent = Command::new(command.get_program());
+    for arg in command.get_args() {
+        if arg != "--event-log" && arg != events.as_os_str() {
+            silent.arg(arg);
+        }
+    }
+    let mut vm = Vm::start(silent, events)?;
+    vm.wait_agent()?;
+    load(&mut vm)?;
+    start(&mut vm, &control)?;
+    let state = || -> Outcome<(Value, Duration)> {
+        let began = Instant::now();
+        let status = control.status()?;
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        let kvp = services.into_iter().find(|entry| entry["name"] == "kvp");
+        Ok((kvp.unwrap_or_default()["state"].clone(), began.elapsed()))
+    };
+    let mut waited = Vec::new();
+    for (script, expected) in [
+        ("killall -9 hv_kvp_daemon", "no-daemon"),
+        ("hv_kvp_daemon", "ready"),
+        ("true", "ready"),
+    ] {
+        vm.sh_ok(script)?;
+        // Longer than whoever has asked counts as watching.
+        thread::sleep(Duration::from_secs(12));
+        let (said, took) = state()?;
+        ensure!(said == expected, "after {script}: {said} at once");
+        ensure!(took < Duration::from_secs(4), "{script}: it took {took:?}");
+        waited.push(format!("{took:.1?}"));
+    }
+    super::vmbus::note(&format!("answers after {}", waited.join(", ")));
     vm.power_off()
 }
 

@@ -401,6 +401,43 @@ fn a_stopped_daemon_shows_without_anybody_asking() {
 }
 
 #[test]
+fn while_nobody_watches_there_are_no_looks_and_then_one_at_once() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    script.device.watch(false);
+    script.poke();
+    script.advance(secs(3600));
+    assert_eq!(script.unread(), 0);
+    // The daemon has stopped meanwhile.
+    assert_eq!(script.state(), ServiceState::Ready);
+    script.device.watch(true);
+    script.poke();
+    assert_eq!(script.unread(), 1);
+    assert!(script.device.is_looking());
+    script.advance(secs(2));
+    assert!(!script.device.is_looking());
+    assert_eq!(script.state(), ServiceState::NoDaemon);
+    script.serve(&mut daemon);
+    assert_eq!(script.state(), ServiceState::Ready);
+    // Somebody who watches again soon asks for no more.
+    for watched in [false, true, false, true] {
+        script.device.watch(watched);
+        script.poke();
+        assert_eq!(script.unread(), 0);
+    }
+    script.advance(secs(5));
+    assert!(script.device.is_looking());
+    script.serve(&mut daemon);
+    assert!(!script.device.is_looking());
+    // What passes anyway tells as much as a look.
+    script.device.watch(false);
+    script.advance(secs(60));
+    script.does(&mut daemon, set("a", "1")).unwrap();
+    script.device.watch(true);
+    script.poke();
+    assert_eq!(script.unread(), 0);
+}
+
+#[test]
 fn a_request_whose_end_is_unknown_is_put_right() {
     let (mut script, mut daemon) = (Exchange::exchange(&[("a", "1")]), Daemon::default());
     script.serve(&mut daemon);

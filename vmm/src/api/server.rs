@@ -330,12 +330,11 @@ impl Server {
                 Ok(())
             }
             Ok(Route::Stream(stream, lines)) => {
-                let past = match stream {
-                    Stream::Events => self.events.backlog(),
-                    Stream::Trace => Vec::new(),
+                let (past, watcher) = match stream {
+                    Stream::Events => (self.events.backlog(), self.events.follow()),
+                    Stream::Trace => (Vec::new(), self.trace.audience().join()),
                 };
-                let reader = (stream == Stream::Trace).then(|| self.trace.read());
-                client.follow(stream, lines, reader);
+                client.follow(stream, lines, watcher);
                 client.feed(&past)
             }
             Ok(Route::Past) => {

@@ -13,7 +13,7 @@ use super::super::http;
 use super::super::pipe::Pipe;
 use super::super::routes::Stream;
 use super::super::types::{Answer, ErrorBody};
-use crate::trace::Reader;
+use crate::audience::Watcher;
 
 /// Bytes of lines that wait for one client.
 const MAX_OUTPUT: usize = 256 << 10;
@@ -38,8 +38,8 @@ pub(super) struct Client {
     lines_left: u64,
     /// Lines that it was too slow for, and has not been told of.
     lost: u64,
-    /// It makes the bus show its traffic.
-    reader: Option<Reader>,
+    /// It makes the bus do what is done for those who follow.
+    watcher: Option<Watcher>,
 }
 
 /// A body that is passed on while it comes.
@@ -85,15 +85,15 @@ impl Client {
             upload: None,
             lines_left: 0,
             lost: 0,
-            reader: None,
+            watcher: None,
         }
     }
 
     /// It wants to follow something, for so many lines.
-    pub(super) fn follow(&mut self, what: Stream, lines: Option<u64>, reader: Option<Reader>) {
+    pub(super) fn follow(&mut self, what: Stream, lines: Option<u64>, watcher: Watcher) {
         self.state = State::Streaming(what);
         self.lines_left = lines.unwrap_or(u64::MAX);
-        self.reader = reader;
+        self.watcher = Some(watcher);
         self.output.extend_from_slice(http::STREAM);
     }
 
@@ -120,7 +120,7 @@ impl Client {
         if self.lines_left == 0 {
             self.state = State::Closing;
             self.idle_since = Instant::now();
-            self.reader = None;
+            self.watcher = None;
         }
         self.write()?;
         if self.output.len() > MAX_OUTPUT {

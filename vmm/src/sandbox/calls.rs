@@ -6,8 +6,6 @@
 //! beside it. The numbers of KVM's requests are made here, since `kvm-ioctls`
 //! keeps its own to itself.
 
-use std::collections::BTreeMap;
-
 use kvm_bindings::{
     KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_fpu, kvm_hyperv_eventfd,
     kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_msi, kvm_msr_filter, kvm_msrs, kvm_regs,
@@ -26,14 +24,10 @@ use libc::{
     SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_unlink, SYS_unlinkat, SYS_write,
     SYS_writev,
 };
-use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
-use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
 use super::Kind;
-
-/// Calls and what their arguments have to be like; no rules are any arguments.
-pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+use super::program::{Rule, Rules};
 
 /// What is answered with "no such call": a panic's backtrace looks for the
 /// program's file, and the C library for more than it needs.
@@ -110,7 +104,7 @@ const MACHINES: &[i64] = &[
 
 /// A vCPU's requests, the most frequent first. `KVM_SIGNAL_MSI` is of
 /// `--synic user`.
-const VCPU_REQUESTS: &[u64] = &[
+const VCPU_REQUESTS: &[u32] = &[
     none(0x80), // KVM_RUN
     write::<kvm_msi>(0xA5),
     read::<kvm_regs>(0x81),
@@ -121,14 +115,14 @@ const VCPU_REQUESTS: &[u64] = &[
     none(0x9A), // KVM_NMI
 ];
 
-const BUS_REQUESTS: &[u64] = &[
+const BUS_REQUESTS: &[u32] = &[
     write::<kvm_msi>(0xA5),
     read::<kvm_clock_data>(0x7C),
     write::<kvm_hyperv_eventfd>(0xBD),
 ];
 
 /// What makes a VM.
-const MAKER_REQUESTS: &[u64] = &[
+const MAKER_REQUESTS: &[u32] = &[
     none(0x01), // KVM_CREATE_VM
     none(0x04), // KVM_GET_VCPU_MMAP_SIZE
     none(0x47), // KVM_SET_TSS_ADDR
@@ -139,7 +133,7 @@ const MAKER_REQUESTS: &[u64] = &[
 ];
 
 /// What makes a machine of it.
-const MAIN_REQUESTS: &[u64] = &[
+const MAIN_REQUESTS: &[u32] = &[
     none(0x03), // KVM_CHECK_EXTENSION
     none(0x41), // KVM_CREATE_VCPU
     write::<kvm_userspace_memory_region>(0x46),
@@ -156,14 +150,14 @@ const MAIN_REQUESTS: &[u64] = &[
 
 /// The terminal is put back by whoever panics or makes a forbidden call. The
 /// second pair is what newer C libraries use.
-const TERMINAL_REQUESTS: &[u64] = &[0x5401, 0x5402, 0x802C_542A, 0x402C_542B];
+const TERMINAL_REQUESTS: &[u32] = &[0x5401, 0x5402, 0x802C_542A, 0x402C_542B];
 
 /// `FIONBIO`: how a socket is made not to block.
-const SOCKET_REQUESTS: &[u64] = &[0x5421];
+const SOCKET_REQUESTS: &[u32] = &[0x5421];
 
 /// What a thread of this kind may call.
-pub(super) fn of(kind: Kind) -> Result<Rules, BackendError> {
-    let (calls, requests): (&[&[i64]], &[&[u64]]) = match kind {
+pub(super) fn of(kind: Kind) -> Rules {
+    let (calls, requests): (&[&[i64]], &[&[u32]]) = match kind {
         Kind::Main => (
             &[EPOLL, CLIENTS, CHANNELS, MACHINES],
             &[
@@ -185,73 +179,69 @@ pub(super) fn of(kind: Kind) -> Result<Rules, BackendError> {
     };
     let mut rules = Rules::new();
     for call in [EVERY].iter().chain(calls).copied().flatten() {
-        rules.insert(*call, vec![]);
+        rules.insert(number(*call), vec![]);
     }
+    let mut when = |call, allowed| rules.insert(number(call), allowed);
     let requests = requests.iter().chain(&[TERMINAL_REQUESTS]).copied();
-    let requests = requests.flatten().map(|request| rule(1, Eq, *request));
-    rules.insert(SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    let requests = requests.flatten().map(|request| Rule::is(1, *request));
+    when(SYS_ioctl, requests.collect());
     // To kick a vCPU, and to abort: no other process.
-    let own = u64::from(std::process::id());
-    rules.insert(SYS_tgkill, vec![rule(0, Eq, own)?]);
+    when(SYS_tgkill, vec![Rule::is(0, std::process::id())]);
     // Not executable.
     for call in [SYS_mmap, SYS_mprotect] {
-        rules.insert(call, vec![rule(2, MaskedEq(number(libc::PROT_EXEC)), 0)?]);
+        when(call, vec![Rule::has(2, number(libc::PROT_EXEC), 0)]);
     }
     // The name of the thread, for the words about a forbidden call.
-    let mut prctl = vec![rule(0, Eq, number(libc::PR_GET_NAME))?];
+    let mut prctl = vec![Rule::is(0, number(libc::PR_GET_NAME))];
     // Programs with debug assertions see whether what they close is open.
-    let mut fcntl = vec![rule(1, Eq, number(libc::F_GETFD))?];
+    let mut fcntl = vec![Rule::is(1, number(libc::F_GETFD))];
     if matches!(kind, Kind::Main | Kind::Bus) {
         for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL] {
-            fcntl.push(rule(1, Eq, number(command))?);
+            fcntl.push(Rule::is(1, number(command)));
         }
-        rules.insert(SYS_socket, vec![rule(0, Eq, number(libc::AF_UNIX))?]);
+        when(SYS_socket, vec![Rule::is(0, number(libc::AF_UNIX))]);
     }
     if kind == Kind::Main {
         // The threads that it starts, each of which puts itself under its own
         // filters.
         let thread = number(libc::CLONE_THREAD);
-        rules.insert(SYS_clone, vec![rule(0, MaskedEq(thread), thread)?]);
+        when(SYS_clone, vec![Rule::has(0, thread, thread)]);
         for option in [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS] {
-            prctl.push(rule(0, Eq, number(option))?);
+            prctl.push(Rule::is(0, number(option)));
         }
-        let set = libc::SECCOMP_SET_MODE_FILTER.into();
-        rules.insert(SYS_seccomp, vec![rule(0, Eq, set)?]);
+        when(
+            SYS_seccomp,
+            vec![Rule::is(0, libc::SECCOMP_SET_MODE_FILTER)],
+        );
     }
-    rules.insert(SYS_prctl, prctl);
-    rules.insert(SYS_fcntl, fcntl);
-    Ok(rules)
+    when(SYS_prctl, prctl);
+    when(SYS_fcntl, fcntl);
+    rules
 }
 
-/// The argument with this index, 32 bits of it, is like that.
-fn rule(index: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, how, value)?;
-    SeccompRule::new(vec![condition])
+/// Of the C library's constants, none of which is negative or large.
+pub(super) fn number(constant: impl TryInto<u32>) -> u32 {
+    constant.try_into().unwrap_or(u32::MAX)
 }
 
-/// Of the C library's constants, none of which is negative.
-fn number(constant: i32) -> u64 {
-    constant.unsigned_abs().into()
+const fn none(number: u32) -> u32 {
+    request(_IOC_NONE, number, 0)
 }
 
-const fn none(number: u32) -> u64 {
-    ioctl_expr(_IOC_NONE, KVMIO, number, 0)
+const fn read<T>(number: u32) -> u32 {
+    request(_IOC_READ, number, size_of::<T>())
 }
 
-const fn read<T>(number: u32) -> u64 {
-    ioctl_expr(_IOC_READ, KVMIO, number, size::<T>())
+const fn write<T>(number: u32) -> u32 {
+    request(_IOC_WRITE, number, size_of::<T>())
 }
 
-const fn write<T>(number: u32) -> u64 {
-    ioctl_expr(_IOC_WRITE, KVMIO, number, size::<T>())
+const fn both<T>(number: u32) -> u32 {
+    request(_IOC_READ | _IOC_WRITE, number, size_of::<T>())
 }
 
-const fn both<T>(number: u32) -> u64 {
-    ioctl_expr(_IOC_READ | _IOC_WRITE, KVMIO, number, size::<T>())
-}
-
-/// Structures of KVM's; the widest has some KiB.
+/// Structures of KVM's have some KiB at most, and a request is made of 32 bits.
 #[allow(clippy::cast_possible_truncation)]
-const fn size<T>() -> u32 {
-    size_of::<T>() as u32
+const fn request(direction: u32, number: u32, size: usize) -> u32 {
+    ioctl_expr(direction, KVMIO, number, size as u32) as u32
 }

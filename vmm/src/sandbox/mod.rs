@@ -13,25 +13,26 @@
 //! A filter passes on to the threads that are started after it, so the main
 //! thread's allows what its threads are allowed. It comes first, but for the
 //! threads of the events and of the first VM's maker: the kernel tries a new filter
-//! on every call that those before it allow, which takes long where there are none.
-//! What no thread may do once the guest runs: start a program or a process, open a
-//! file, make memory executable, make a socket that is not a Unix one. Some calls are answered with
-//! "no such call" instead of an end: `open` and its kin, which a C library and a
-//! panic's backtrace can do without, and `clone3`, whose flags a filter cannot
-//! see; `clone` takes its place, and only for threads.
+//! on every call that those before it allow, which takes longer where there are none.
 //!
-//! A forbidden call ends the process with a line that names thread and call. With `--seccomp log` it is let through, and the
-//! kernel's log names it.
+//! What no thread may do once the guest runs: start a program or a process, open a
+//! file, make memory executable, make a socket that is not a Unix one. Some calls
+//! are answered with "no such call" instead of an end: `open` and its kin, which a C
+//! library and a panic's backtrace can do without, and `clone3`, whose flags a
+//! filter cannot see; `clone` takes its place, and only for threads.
+//!
+//! A forbidden call ends the process with a line that names thread and call. With
+//! `--seccomp log` it is let through, and the kernel's log names it.
 
 mod calls;
+mod program;
 
-use std::cell::Cell;
 use std::io;
 use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::BpfProgram;
 use vmm_sys_util::signal::{self, block_signal};
 
 use crate::sys;
@@ -78,9 +79,6 @@ impl Kind {
 /// Why there are no filters.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The lists cannot be made a program.
-    #[error("--seccomp: {0}")]
-    Filter(#[from] seccompiler::BackendError),
     /// The kernel does not take it.
     #[error("--seccomp: {0}; --seccomp false does without")]
     Kernel(#[from] seccompiler::Error),
@@ -91,18 +89,7 @@ pub enum SandboxError {
 
 /// The process's filters: there is one set of them, since that is how the
 /// kernel has them too. Empty until [`init`]: a test's threads are free.
-static FILTERS: OnceLock<Filters> = OnceLock::new();
-
-struct Filters {
-    /// What is answered with "no such call", the same for all threads.
-    absent: Option<BpfProgram>,
-    kinds: Vec<(Kind, BpfProgram)>,
-}
-
-thread_local! {
-    /// This thread is under filters, and the threads that it starts are.
-    static UNDER: Cell<bool> = const { Cell::new(false) };
-}
+static FILTERS: OnceLock<[(Kind, BpfProgram); 6]> = OnceLock::new();
 
 /// Makes the filters, before the first thread starts. Whatever the mode, no
 /// program that this process starts gains privileges from now on.
@@ -111,39 +98,19 @@ pub fn init(mode: Mode) -> Result<(), SandboxError> {
     if mode == Mode::Off {
         return Ok(());
     }
-    let mut kinds = Vec::new();
-    for kind in Kind::ALL {
-        kinds.push((kind, program(kind, mode)?));
-    }
-    let mut absent = None;
     if mode == Mode::Enforce {
-        let calls = calls::ABSENT.map(|call| (call, vec![])).into_iter();
-        let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-        absent = Some(compile(
-            calls.collect(),
-            SeccompAction::Allow,
-            no_such_call,
-        )?);
         sys::trap::install()?;
     }
-    let _ = FILTERS.set(Filters { absent, kinds });
+    let _ = FILTERS.set(Kind::ALL.map(|kind| (kind, program(kind, mode))));
     Ok(())
 }
 
-/// Puts the calling thread under the filters of its kind.
+/// Puts the calling thread under the filter of its kind.
 pub fn enter(kind: Kind) -> Result<(), SandboxError> {
-    let Some(filters) = FILTERS.get() else {
-        return Ok(());
-    };
-    if let Some(absent) = &filters.absent
-        && !UNDER.get()
-    {
-        seccompiler::apply_filter(absent)?;
-    }
-    for (_, program) in filters.kinds.iter().filter(|(of, _)| *of == kind) {
+    let filters = FILTERS.get().into_iter().flatten();
+    for (_, program) in filters.filter(|(of, _)| *of == kind) {
         seccompiler::apply_filter(program)?;
     }
-    UNDER.set(true);
     Ok(())
 }
 
@@ -169,10 +136,8 @@ pub fn spawn(
     run: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let (sender, entered) = sync_channel(1);
-    let under = UNDER.get();
     let builder = thread::Builder::new().name(name).stack_size(STACK);
     let handle = builder.spawn(move || {
-        UNDER.set(under);
         let result = leave_signals().and_then(|()| enter(kind));
         let ready = result.is_ok();
         let _ = sender.send(result);
@@ -199,32 +164,20 @@ fn leave_signals() -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn program(kind: Kind, mode: Mode) -> Result<BpfProgram, SandboxError> {
-    let enforced = mode == Mode::Enforce;
-    let otherwise = if enforced {
-        SeccompAction::Trap
-    } else {
-        SeccompAction::Log
-    };
-    let mut allowed = calls::of(kind)?;
-    // Of two filters the stricter answer counts, and an error is less strict than
-    // an end: this one has to allow what the other answers. Nor are they news for
-    // a log, but a thread's start by another than the main thread is.
-    for call in calls::ABSENT {
-        if enforced || call != libc::SYS_clone3 || kind == Kind::Main {
+fn program(kind: Kind, mode: Mode) -> BpfProgram {
+    let mut allowed = calls::of(kind);
+    let absent = calls::ABSENT.map(calls::number);
+    if mode == Mode::Enforce {
+        return program::compile(&allowed, &absent, libc::SECCOMP_RET_TRAP);
+    }
+    // They are no news for the log, but a thread's start by another than the main
+    // thread is.
+    for call in absent {
+        if call != calls::number(libc::SYS_clone3) || kind == Kind::Main {
             allowed.insert(call, vec![]);
         }
     }
-    compile(allowed, otherwise, SeccompAction::Allow)
-}
-
-fn compile(
-    rules: calls::Rules,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, SandboxError> {
-    let filter = SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64)?;
-    Ok(filter.try_into()?)
+    program::compile(&allowed, &[], libc::SECCOMP_RET_LOG)
 }
 
 #[cfg(test)]

@@ -61,9 +61,9 @@ pub(super) fn count(ground: &Ground, machine: Machine) -> Outcome<Value> {
 }
 
 /// What happens until init runs, by the time.
-pub(super) fn timeline(ground: &Ground, machine: Machine) -> Outcome<Value> {
-    let file = ground.timeline(machine, "boot");
-    trace::timeline(&file, || start_machine(ground, machine, false).map(drop))?;
+pub(super) fn timeline(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Value> {
+    let file = ground.timeline(machine, if elf { "boot-elf" } else { "boot" });
+    trace::timeline(&file, || start_machine(ground, machine, elf).map(drop))?;
     Ok(Value::Null)
 }
 

@@ -73,9 +73,14 @@ pub fn run(ground: &Ground, only: &[String]) -> Outcome<Value> {
     let timelines: &[(&str, &dyn Fn() -> Outcome<Value>)] = &[
         ("timeline-vmm", &|| streams::timeline(ground, Ours)),
         ("timeline-pc", &|| streams::timeline(ground, Pc)),
-        ("timeline-start-vmm", &|| boot::timeline(ground, Ours)),
+        ("timeline-start-vmm", &|| {
+            boot::timeline(ground, Ours, false)
+        }),
+        ("timeline-start-vmm-elf", &|| {
+            boot::timeline(ground, Ours, true)
+        }),
         ("timeline-start-microvm", &|| {
-            boot::timeline(ground, Microvm)
+            boot::timeline(ground, Microvm, false)
         }),
     ];
     let mut all = Map::new();

@@ -27,7 +27,7 @@ use libc::{
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
 use super::Kind;
-use super::program::{Rule, Rules};
+use super::program::{Rule, Rules, Verdict};
 
 /// What is answered with "no such call": a panic's backtrace looks for the
 /// program's file, and the C library for more than it needs.
@@ -155,7 +155,7 @@ const TERMINAL_REQUESTS: &[u32] = &[0x5401, 0x5402, 0x802C_542A, 0x402C_542B];
 /// `FIONBIO`: how a socket is made not to block.
 const SOCKET_REQUESTS: &[u32] = &[0x5421];
 
-/// What a thread of this kind may call.
+/// What comes of the calls of a thread of this kind.
 pub(super) fn of(kind: Kind) -> Rules {
     let (calls, requests): (&[&[i64]], &[&[u32]]) = match kind {
         Kind::Main => (
@@ -179,9 +179,12 @@ pub(super) fn of(kind: Kind) -> Rules {
     };
     let mut rules = Rules::new();
     for call in [EVERY].iter().chain(calls).copied().flatten() {
-        rules.insert(number(*call), vec![]);
+        rules.insert(number(*call), Verdict::Allow);
     }
-    let mut when = |call, allowed| rules.insert(number(call), allowed);
+    for call in ABSENT {
+        rules.insert(number(call), Verdict::Absent);
+    }
+    let mut when = |call, allowed| rules.insert(number(call), Verdict::If(allowed));
     let requests = requests.iter().chain(&[TERMINAL_REQUESTS]).copied();
     let requests = requests.flatten().map(|request| Rule::is(1, *request));
     when(SYS_ioctl, requests.collect());

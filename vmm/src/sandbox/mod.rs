@@ -36,6 +36,7 @@ use seccompiler::BpfProgram;
 use vmm_sys_util::signal::{self, block_signal};
 
 use crate::sys;
+use program::Verdict;
 
 /// What happens at a system call that a thread has no use for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,19 +166,19 @@ fn leave_signals() -> Result<(), SandboxError> {
 }
 
 fn program(kind: Kind, mode: Mode) -> BpfProgram {
-    let mut allowed = calls::of(kind);
-    let absent = calls::ABSENT.map(calls::number);
+    let mut rules = calls::of(kind);
     if mode == Mode::Enforce {
-        return program::compile(&allowed, &absent, libc::SECCOMP_RET_TRAP);
+        return program::compile(&rules, libc::SECCOMP_RET_TRAP);
     }
-    // They are no news for the log, but a thread's start by another than the main
-    // thread is.
-    for call in absent {
-        if call != calls::number(libc::SYS_clone3) || kind == Kind::Main {
-            allowed.insert(call, vec![]);
-        }
+    // Calls that are answered are no news for the log, but a thread's start by
+    // another than the main thread is.
+    for verdict in rules.values_mut().filter(|it| **it == Verdict::Absent) {
+        *verdict = Verdict::Allow;
     }
-    program::compile(&allowed, &[], libc::SECCOMP_RET_LOG)
+    if kind != Kind::Main {
+        rules.remove(&calls::number(libc::SYS_clone3));
+    }
+    program::compile(&rules, libc::SECCOMP_RET_LOG)
 }
 
 #[cfg(test)]

@@ -17,9 +17,19 @@ use std::collections::BTreeMap;
 
 use seccompiler::{BpfProgram, sock_filter};
 
-/// Calls, and what their arguments have to be like: as one of these rules says. No
-/// rules are any arguments.
-pub(super) type Rules = BTreeMap<u32, Vec<Rule>>;
+/// What comes of which calls; of all others, something else.
+pub(super) type Rules = BTreeMap<u32, Verdict>;
+
+/// What comes of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is allowed.
+    Allow,
+    /// It is answered with "no such call".
+    Absent,
+    /// It is allowed if an argument is as one of these rules says.
+    If(Vec<Rule>),
+}
 
 /// The low 32 bits of an argument, as far as they are in `mask`, are `value`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +55,6 @@ impl Rule {
     }
 }
 
-/// What comes of calls from a number on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict<'a> {
-    /// This action of the kernel's.
-    Always(u32),
-    /// They are allowed if one of the rules holds, and otherwise not.
-    If(&'a [Rule]),
-}
-
 const ARCHITECTURE: u32 = 0xC000_003E;
 
 /// Fields of `struct seccomp_data`.
@@ -69,29 +70,23 @@ const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP_IF_NOT_BELOW: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
-/// The filter that allows what `allowed` does, answers the calls in `absent` with
-/// "no such call", and does `otherwise` at all others.
-pub(super) fn compile(allowed: &Rules, absent: &[u32], otherwise: u32) -> BpfProgram {
-    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-    let mut calls: BTreeMap<u32, Verdict<'_>> = BTreeMap::new();
-    for (call, rules) in allowed {
-        let verdict = match rules.as_slice() {
-            [] => Verdict::Always(libc::SECCOMP_RET_ALLOW),
-            rules => Verdict::If(rules),
-        };
-        calls.insert(*call, verdict);
-    }
-    for call in absent {
-        calls.insert(*call, Verdict::Always(no_such_call));
-    }
-    let mut steps: Vec<(u32, Verdict<'_>)> = vec![(0, Verdict::Always(otherwise))];
-    for (call, verdict) in calls {
-        // The step that the call before ended with, unless there is a gap.
-        steps.pop_if(|(from, _)| *from == call);
-        if steps.last().is_none_or(|(_, before)| *before != verdict) {
-            steps.push((call, verdict));
+/// A stretch of calls with the same verdict begins at this number; without one they
+/// are not in the rules.
+type Step<'a> = (u32, Option<&'a Verdict>);
+
+/// The filter that does `otherwise` at calls that are not in the rules, or not so.
+pub(super) fn compile(rules: &Rules, otherwise: u32) -> BpfProgram {
+    let mut steps: Vec<Step<'_>> = vec![(0, None)];
+    for (call, verdict) in rules {
+        // The gap that the call before left is none.
+        steps.pop_if(|(from, _)| from == call);
+        if steps
+            .last()
+            .is_none_or(|(_, before)| *before != Some(verdict))
+        {
+            steps.push((*call, Some(verdict)));
         }
-        steps.push((call.saturating_add(1), Verdict::Always(otherwise)));
+        steps.push((call.saturating_add(1), None));
     }
     let mut program = vec![
         statement(LOAD, ARCHITECTURE_AT),
@@ -99,40 +94,48 @@ pub(super) fn compile(allowed: &Rules, absent: &[u32], otherwise: u32) -> BpfPro
         statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
         statement(LOAD, NUMBER_AT),
     ];
-    program.extend(tree(&steps, otherwise));
+    tree(&steps, otherwise, &mut program);
     program
 }
 
-fn tree(steps: &[(u32, Verdict<'_>)], otherwise: u32) -> BpfProgram {
+fn tree(steps: &[Step<'_>], otherwise: u32, program: &mut BpfProgram) {
     let (left, right) = steps.split_at(steps.len() / 2);
     let Some((first, verdict)) = right.first() else {
-        return vec![statement(RETURN, otherwise)];
+        return program.push(statement(RETURN, otherwise));
     };
     if left.is_empty() {
-        return end(verdict, otherwise);
+        return end(*verdict, otherwise, program);
     }
-    let left = tree(left, otherwise);
-    let mut program = match u8::try_from(left.len()) {
-        Ok(len) => vec![jump(JUMP_IF_NOT_BELOW, *first, len, 0)],
-        // Too far for a comparison's own jump. The kernel takes no program that
-        // is too long for this one's.
-        Err(_) => vec![
-            jump(JUMP_IF_NOT_BELOW, *first, 0, 1),
-            statement(JUMP, u32::try_from(left.len()).unwrap_or(u32::MAX)),
-        ],
-    };
-    program.extend(left);
-    program.extend(tree(right, otherwise));
-    program
+    let start = program.len();
+    tree(left, otherwise, program);
+    let length = program.len() - start;
+    let mut branch = jump(JUMP_IF_NOT_BELOW, *first, 0, 0);
+    if let Ok(length) = u8::try_from(length) {
+        branch.jt = length;
+    } else {
+        // Too far for a comparison's own jump. The kernel takes no program that is
+        // too long for this one's.
+        branch.jf = 1;
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        program.insert(start, statement(JUMP, length));
+    }
+    program.insert(start, branch);
+    tree(right, otherwise, program);
 }
 
-fn end(verdict: &Verdict<'_>, otherwise: u32) -> BpfProgram {
+fn end(verdict: Option<&Verdict>, otherwise: u32, program: &mut BpfProgram) {
     let rules = match verdict {
-        Verdict::Always(action) => return vec![statement(RETURN, *action)],
-        Verdict::If(rules) => rules,
+        None => return program.push(statement(RETURN, otherwise)),
+        Some(Verdict::Allow) => {
+            return program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW));
+        }
+        Some(Verdict::Absent) => {
+            let action = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+            return program.push(statement(RETURN, action));
+        }
+        Some(Verdict::If(rules)) => rules,
     };
-    let mut program = Vec::new();
-    for rule in *rules {
+    for rule in rules {
         let at = ARGUMENTS_AT + ARGUMENT_SIZE * u32::from(rule.argument);
         program.push(statement(LOAD, at));
         if rule.mask != u32::MAX {
@@ -142,7 +145,6 @@ fn end(verdict: &Verdict<'_>, otherwise: u32) -> BpfProgram {
         program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW));
     }
     program.push(statement(RETURN, otherwise));
-    program
 }
 
 fn statement(code: u16, k: u32) -> sock_filter {
@@ -156,8 +158,6 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
     use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
     use seccompiler::{
@@ -194,8 +194,8 @@ mod tests {
         }
     }
 
-    /// The same, as a well-known crate makes it.
-    fn list(allowed: &Rules) -> BpfProgram {
+    /// The same, as a well-known crate makes it; it knows no verdict but allowing.
+    fn list(rules: &Rules) -> BpfProgram {
         let rule = |rule: &Rule| {
             let how = match rule.mask {
                 u32::MAX => Eq,
@@ -206,68 +206,65 @@ mod tests {
             let condition = SeccompCondition::new(rule.argument, length, how, value).unwrap();
             SeccompRule::new(vec![condition]).unwrap()
         };
-        let rules = allowed.iter().map(|(call, rules)| {
-            let rules = rules.iter().map(rule).collect::<Vec<_>>();
-            (i64::from(*call), rules)
+        let rules = rules.iter().filter_map(|(call, verdict)| match verdict {
+            Verdict::Allow => Some((i64::from(*call), vec![])),
+            Verdict::If(rules) if rules.is_empty() => None,
+            Verdict::If(rules) => Some((i64::from(*call), rules.iter().map(rule).collect())),
+            Verdict::Absent => None,
         });
         let (trap, allow) = (SeccompAction::Trap, SeccompAction::Allow);
         let filter = SeccompFilter::new(rules.collect(), trap, allow, TargetArch::x86_64);
         filter.unwrap().try_into().unwrap()
     }
 
-    fn same(allowed: &Rules, absent: &BTreeSet<u32>, call: u32, args: [u64; 6]) {
-        let absent_calls: Vec<_> = absent.iter().copied().collect();
-        let tree = compile(allowed, &absent_calls, TRAP);
-        let expected = if absent.contains(&call) {
-            libc::SECCOMP_RET_ERRNO | 0x26
-        } else {
-            run(&list(allowed), ARCHITECTURE, call, args)
+    fn same(rules: &Rules, tree: &[sock_filter], list: &[sock_filter], call: u32, args: [u64; 6]) {
+        let expected = match rules.get(&call) {
+            Some(Verdict::Absent) => libc::SECCOMP_RET_ERRNO | 0x26,
+            _ => run(list, ARCHITECTURE, call, args),
         };
-        assert_eq!(
-            run(&tree, ARCHITECTURE, call, args),
-            expected,
-            "{call} {args:x?} {allowed:?} {absent:?}"
-        );
+        let found = run(tree, ARCHITECTURE, call, args);
+        assert_eq!(found, expected, "{call} {args:x?} {rules:?}");
         assert!(tree.len() < 4096, "{}", tree.len());
     }
 
-    fn rules() -> impl Strategy<Value = Vec<Rule>> {
+    fn verdicts() -> impl Strategy<Value = Verdict> {
         let rule = (
             0..6_u8,
             prop_oneof![Just(u32::MAX), Just(4), Just(0xFF00)],
             0..8_u32,
         );
         let rule = rule.prop_map(|(argument, mask, value)| Rule::has(argument, mask, value & mask));
-        prop::collection::vec(rule, 0..6)
+        prop_oneof![
+            3 => Just(Verdict::Allow),
+            1 => Just(Verdict::Absent),
+            1 => prop::collection::vec(rule, 0..6).prop_map(Verdict::If),
+        ]
     }
 
     proptest! {
         #[test]
         fn the_tree_allows_what_a_list_does(
-            allowed in prop::collection::btree_map(0..400_u32, rules(), 0..120),
-            absent in prop::collection::btree_set(0..400_u32, 0..8),
+            rules in prop::collection::btree_map(0..400_u32, verdicts(), 0..120),
             call in prop_oneof![0..401_u32, any::<u32>()],
             args in prop::array::uniform6(prop_oneof![0..8_u64, any::<u64>()]),
         ) {
-            same(&allowed, &absent, call, args);
+            same(&rules, &compile(&rules, TRAP), &list(&rules), call, args);
         }
     }
 
     #[test]
     fn each_kind_of_thread_may_do_what_a_list_would_let_it() {
         for kind in Kind::ALL {
-            let allowed = calls::of(kind);
-            let (tree, list) = (compile(&allowed, &[], TRAP), list(&allowed));
-            let mut tried = 0;
-            let mut agree = |call, args| {
-                let [one, other] = [&tree, &list].map(|it| run(it, ARCHITECTURE, call, args));
-                assert_eq!(one, other, "{kind:?}: {call} {args:x?}");
-                tried += 1;
-            };
+            let rules = calls::of(kind);
+            let (tree, list) = (compile(&rules, TRAP), list(&rules));
+            let agree = |call, args| same(&rules, &tree, &list, call, args);
             for call in 0..600 {
                 agree(call, [0; 6]);
                 agree(call, [u64::MAX; 6]);
-                for rule in allowed.get(&call).into_iter().flatten() {
+                let Some(Verdict::If(rules)) = rules.get(&call) else {
+                    continue;
+                };
+                for rule in rules {
                     let value = u64::from(rule.value);
                     for value in [value, value ^ 1, value | 1 << 32, value.wrapping_sub(1)] {
                         let mut args = [0; 6];
@@ -276,30 +273,29 @@ mod tests {
                     }
                 }
             }
-            assert!(tried > 1200, "{kind:?}");
         }
     }
 
     #[test]
     fn every_number_of_a_few_calls_gets_its_verdict() {
-        let rule = vec![Rule::is(1, 7)];
-        let allowed = Rules::from([
-            (0, vec![]),
-            (1, vec![]),
-            (3, rule),
-            (4, vec![]),
-            (9, vec![]),
+        let rules = Rules::from([
+            (0, Verdict::Allow),
+            (1, Verdict::Allow),
+            (2, Verdict::Absent),
+            (3, Verdict::If(vec![Rule::is(1, 7)])),
+            (4, Verdict::Allow),
+            (9, Verdict::Absent),
         ]);
         for call in (0..12).chain([u32::MAX, 0x4000_0000]) {
             for args in [[0; 6], [0, 7, 0, 0, 0, 0], [0, 7 | 1 << 32, 0, 0, 0, 0]] {
-                same(&allowed, &BTreeSet::from([2, 9]), call, args);
+                same(&rules, &compile(&rules, TRAP), &list(&rules), call, args);
             }
         }
     }
 
     #[test]
     fn calls_of_another_architecture_end_the_process() {
-        let program = compile(&Rules::from([(0, vec![])]), &[], TRAP);
+        let program = compile(&Rules::from([(0, Verdict::Allow)]), TRAP);
         let i386 = 0x4000_0003;
         let killed = libc::SECCOMP_RET_KILL_PROCESS;
         assert_eq!(run(&program, i386, 0, [0; 6]), killed);
@@ -309,8 +305,8 @@ mod tests {
 
     #[test]
     fn most_calls_are_found_in_few_steps() {
-        let allowed: Rules = (0..100).map(|n| (3 * n, vec![])).collect();
-        let program = compile(&allowed, &[], TRAP);
+        let allowed: Rules = (0..100).map(|n| (3 * n, Verdict::Allow)).collect();
+        let program = compile(&allowed, TRAP);
         let longest = (0..400).map(|call| {
             let (mut at, mut steps) = (4, 0);
             while program[at].code != RETURN {

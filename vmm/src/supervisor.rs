@@ -93,6 +93,7 @@ pub enum Error {
 
 /// Runs a guest to its end and returns the exit code.
 pub fn run(args: &Args, registry: Registry) -> Result<u8, Error> {
+    sys::one_heap();
     sandbox::init(args.seccomp)?;
     let log = match &args.event_log {
         None => EventHub::none(),

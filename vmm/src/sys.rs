@@ -18,12 +18,13 @@ use kvm_bindings::{
     KVM_EXIT_X86_RDMSR, KVMIO, kvm_hyperv_eventfd, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use crate::memory::GuestMemory;
+use crate::memory::{Around, GuestMemory};
 
 /// What a `KVM_EXIT_HYPERV` is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,6 +230,29 @@ pub(crate) fn host_tsc() -> u64 {
     // SAFETY: every CPU that KVM runs on has the instruction, and Linux lets
     // programs use it.
     unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// A region of so many bytes within the mapping `around`, at the first multiple of
+/// `alignment` in it.
+pub(crate) fn region_within(
+    around: Around,
+    bytes: usize,
+    alignment: usize,
+) -> Result<MmapRegion<Around>, MmapRegionError> {
+    let whole = &around.0;
+    let (prot, flags) = (whole.prot(), whole.flags());
+    let before = whole.as_ptr().align_offset(alignment);
+    if before.saturating_add(bytes) > whole.size() {
+        return Err(MmapRegionError::InvalidPointer);
+    }
+    // SAFETY: so much is before the region, and the region is, within the mapping.
+    let start = unsafe { whole.as_ptr().add(before) };
+    let region = MmapRegionBuilder::new_with_bitmap(bytes, around)
+        .with_mmap_prot(prot)
+        .with_mmap_flags(flags);
+    // SAFETY: these bytes are in `around`, which is mapped until it is dropped, and the
+    // region owns it.
+    unsafe { region.with_raw_mmap_pointer(start) }.build()
 }
 
 /// Makes all threads allocate from one heap: none of them allocates much, and each

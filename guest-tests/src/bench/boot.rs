@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! From the start of a VMM to the guest's init, to its services, to the end.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
@@ -19,22 +20,40 @@ const WORDS: &str = "agent.mark agent.modules=hv_utils agent.poweroff";
 /// By the nest's clock, and far more than any of them takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Times of one boot in milliseconds.
+/// Boots of which the median is taken. The first reader of a file pays for those
+/// that read it after it.
+const ROUNDS: usize = 3;
+
+/// Times of a boot in milliseconds.
 pub(super) fn time(ground: &Ground, machine: Machine, elf: bool) -> Outcome<Value> {
+    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for (what, time) in time_once(ground, machine, elf)? {
+            times.entry(what).or_default().push(time);
+        }
+    }
+    let medians = times.into_iter().map(|(what, mut times)| {
+        times.sort_by(f64::total_cmp);
+        (what, json!(times.get(times.len() / 2)))
+    });
+    let found = Value::from(medians.collect::<Map<_, _>>());
+    tell(&format!("{} {}: {found}", machine.name(), format(elf)));
+    Ok(found)
+}
+
+fn time_once(ground: &Ground, machine: Machine, elf: bool) -> Outcome<BTreeMap<String, f64>> {
     let began = SystemTime::now().duration_since(UNIX_EPOCH);
     let began = began.unwrap_or_default().as_secs_f64() * 1000.0;
     let start = Instant::now();
     let mut vm = start_machine(ground, machine, elf)?;
-    let mut found = Map::new();
-    found.insert("init".to_owned(), json!(milliseconds(start)));
+    let mut found = BTreeMap::new();
+    found.insert("init".to_owned(), milliseconds(start));
     if machine == Machine::Ours {
         while vm.console.line(start + LIMIT).is_ok() {}
         vm.expect_exit(0)?;
-        found.insert("exit".to_owned(), json!(milliseconds(start)));
-        found.insert("ready".to_owned(), json!(ready(ground)? - began));
+        found.insert("exit".to_owned(), milliseconds(start));
+        found.insert("ready".to_owned(), ready(ground)? - began);
     }
-    let found = Value::from(found);
-    tell(&format!("{} {}: {found}", machine.name(), format(elf)));
     Ok(found)
 }
 

@@ -294,8 +294,8 @@ impl Loop {
 
     /// Looks for the guest's daemons as long as somebody wants to know.
     fn watch(&mut self) {
-        let now = self.now();
-        if let Some(watched) = self.asked.change(now) {
+        if let Some(watched) = self.asked.change(|| self.start.elapsed()) {
+            let now = self.now();
             self.services.set_watched(&mut self.host, now, watched);
         }
     }

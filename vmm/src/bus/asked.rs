@@ -37,7 +37,8 @@ pub(super) struct Asked {
     audience: Audience,
     open: Vec<(Question, Reply)>,
     answer_by: Duration,
-    attention: Duration,
+    /// Until when somebody who has asked counts as watching.
+    attention: Option<Duration>,
     watched: bool,
 }
 
@@ -48,7 +49,7 @@ impl Asked {
             audience,
             open: Vec::new(),
             answer_by: Duration::ZERO,
-            attention: Duration::ZERO,
+            attention: None,
             watched: true,
         }
     }
@@ -57,13 +58,18 @@ impl Asked {
         if !self.watched {
             self.answer_by = now.saturating_add(GRACE);
         }
-        self.attention = now.saturating_add(ATTENTION);
+        self.attention = Some(now.saturating_add(ATTENTION));
         self.open.push((question, reply));
     }
 
-    /// Whether somebody watches, if that has changed.
-    pub(super) fn change(&mut self, now: Duration) -> Option<bool> {
-        let watched = self.audience.count() > 0 || now < self.attention;
+    /// Whether somebody watches, if that has changed. The clock is not asked for
+    /// nothing: streams pass here for each of their packets.
+    pub(super) fn change(&mut self, now: impl FnOnce() -> Duration) -> Option<bool> {
+        let followed = self.audience.count() > 0;
+        if !followed && self.attention.is_some_and(|until| now() >= until) {
+            self.attention = None;
+        }
+        let watched = followed || self.attention.is_some();
         (std::mem::replace(&mut self.watched, watched) != watched).then_some(watched)
     }
 
@@ -108,10 +114,10 @@ mod tests {
     #[test]
     fn the_first_question_waits_for_looks_and_later_ones_do_not() {
         let mut asked = Asked::new(Audience::default());
-        assert_eq!(asked.change(secs(0)), Some(false));
-        assert_eq!((asked.change(secs(1)), asked.deadline()), (None, None));
+        assert_eq!(asked.change(|| secs(0)), Some(false));
+        assert_eq!((asked.change(|| secs(1)), asked.deadline()), (None, None));
         ask(&mut asked, secs(100));
-        assert_eq!(asked.change(secs(100)), Some(true));
+        assert_eq!(asked.change(|| secs(100)), Some(true));
         assert_eq!(asked.deadline(), Some(secs(102)));
         assert!(asked.take(secs(101), true).is_empty());
         assert_eq!(asked.take(secs(101), false).len(), 1);
@@ -119,7 +125,7 @@ mod tests {
         ask(&mut asked, secs(109));
         assert_eq!(asked.take(secs(109), true).len(), 1);
         assert_eq!(
-            (asked.change(secs(118)), asked.change(secs(119))),
+            (asked.change(|| secs(118)), asked.change(|| secs(119))),
             (None, Some(false))
         );
     }
@@ -127,7 +133,7 @@ mod tests {
     #[test]
     fn a_guest_that_does_not_answer_holds_up_nobody_for_long() {
         let mut asked = Asked::new(Audience::default());
-        asked.change(secs(0));
+        asked.change(|| secs(0));
         ask(&mut asked, secs(5));
         assert!(asked.take(secs(6), true).is_empty());
         assert_eq!(asked.take(secs(7), true).len(), 1);
@@ -137,14 +143,14 @@ mod tests {
     fn who_follows_the_events_watches() {
         let audience = Audience::default();
         let mut asked = Asked::new(audience.clone());
-        asked.change(secs(0));
+        asked.change(|| secs(0));
         let watcher = audience.join();
-        assert_eq!(asked.change(secs(1)), Some(true));
+        assert_eq!(asked.change(|| secs(1)), Some(true));
         ask(&mut asked, secs(50));
         assert_eq!(asked.take(secs(50), true).len(), 1);
         drop(watcher);
         assert_eq!(
-            (asked.change(secs(51)), asked.change(secs(60))),
+            (asked.change(|| secs(51)), asked.change(|| secs(60))),
             (None, Some(false))
         );
     }

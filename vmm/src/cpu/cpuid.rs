@@ -24,8 +24,6 @@ mod leaf1 {
 const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 0x80000001 ECX: more than one core; topology extensions.
 const AMD_CMP_LEGACY: u32 = 1 << 1;
-/// Leaf of the APIC id on AMD's CPUs.
-const APIC_ID: u32 = 0x8000_001E;
 /// Level types of leaf 0xB.
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -45,7 +43,6 @@ impl CpuidTemplate {
             .iter()
             .filter(|entry| !hyperv::cpuid::RANGE.contains(&entry.function))
             .filter(|entry| !matches!(entry.function, 0xB | 0x1F | 0x8000_0026))
-            .filter(|entry| says_something(entry))
             .copied()
             .collect();
         let invariant_tsc = entries
@@ -96,7 +93,7 @@ impl CpuidTemplate {
                     // Initial APIC id, 8 bits of it.
                     1 => entry.ebx = (entry.ebx & 0x00FF_FFFF) | (id << 24),
                     0xB => entry.edx = id,
-                    APIC_ID => {
+                    0x8000_001E => {
                         entry.eax = id;
                         entry.ebx = id & 0xFF;
                         entry.ecx = 0;
@@ -113,13 +110,6 @@ impl CpuidTemplate {
     pub fn cpus(&self) -> u32 {
         self.cpus
     }
-}
-
-/// Whether a leaf is worth an entry. Two of three that KVM lists are all zeroes, as
-/// those are that are not in its list; and it goes through the list at each CPUID
-/// instruction of the guest, of which a boot has 900.
-fn says_something(entry: &kvm_cpuid_entry2) -> bool {
-    entry.function == APIC_ID || (entry.eax | entry.ebx | entry.ecx | entry.edx) != 0
 }
 
 /// Fits the fields that count cores and threads.
@@ -209,7 +199,6 @@ mod tests {
             entry(1, [0, 0x1234_5678, 0, 0]),
             entry(0x4000_0000, [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D]),
             entry(0x4000_0001, [0x0100_0EFB, 0, 0, 0]),
-            entry(6, [0, 0, 0, 0]),
             entry(0x8000_0007, [0, 0, 0, 0x100]),
             entry(0x8000_0008, [0x3028, 0, 0, 0]),
             entry(0x8000_001E, [0, 0, 0, 0]),
@@ -244,12 +233,6 @@ mod tests {
         assert_eq!(find(&template, 3, 0xB, 0).edx, 3);
         assert_eq!(find(&template, 3, 0xB, 1).edx, 3);
         assert_eq!(find(&template, 3, 0x8000_001E, 0).eax, 3);
-    }
-
-    #[test]
-    fn leaves_that_say_nothing_have_no_entry() {
-        let cpuid = template(1).for_vcpu(0).unwrap();
-        assert!(cpuid.as_slice().iter().all(|e| e.function != 6));
     }
 
     #[test]

@@ -192,7 +192,6 @@ fn indices_left_by_the_guest_are_taken_over_or_refused() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no atomics of different sizes at one place")]
 fn one_page_for_everything_harms_nobody() {
     // Control page, data and both rings share a page: all packets are garbage.
     let memory = memory();

@@ -104,7 +104,7 @@ impl<P: Protocol> Ic<P> {
     /// Whether the guest was asked and will answer soon, if its daemon is there:
     /// the state may be another one then.
     pub fn is_looking(&mut self) -> bool {
-        self.protocol.look().is_some_and(|look| look.is_asked())
+        !self.link.is_paused() && self.protocol.look().is_some_and(|look| look.is_asked())
     }
 
     /// Whether the VM is paused.

@@ -314,6 +314,7 @@ impl Protocol for KvpProtocol {
     fn connected(&mut self, now: Duration, _: Versions) {
         self.purpose = None;
         self.sync_all();
+        self.look.anyway(!self.items.is_empty());
         self.look.later(now);
     }
 
@@ -380,7 +381,7 @@ impl Protocol for KvpProtocol {
 
     fn answered(&mut self, now: Duration, answer: &Answer<'_>) -> Result<(), BadAnswer> {
         self.look.later(now);
-        match self.purpose.take() {
+        let taken = match self.purpose.take() {
             Some(Purpose::User) => self.user_answered(now, answer),
             Some(Purpose::Sync(key)) => {
                 self.synced(now, key, answer.status);
@@ -392,7 +393,9 @@ impl Protocol for KvpProtocol {
                 Ok(())
             }
             None => Err(BadAnswer),
-        }
+        };
+        self.look.anyway(!self.items.is_empty());
+        taken
     }
 
     fn late(&mut self, now: Duration, _: &Answer<'_>) {

@@ -6,8 +6,9 @@
 //!   later ─► EVERY passes, while watched ─► due ─► sent ─► asked ─► answered
 //! ```
 //!
-//! A look wakes the guest and its host. While nobody watches none falls due: one
-//! whose time has come meanwhile does so when somebody begins to.
+//! A look wakes the guest and its host. While nobody watches none falls due, or only
+//! now and then where there is something to lose: one whose time has come meanwhile
+//! does so when somebody begins to.
 
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ use crate::protocol::moved;
 
 /// From one look to the next, when nothing else happens.
 pub const EVERY: Duration = Duration::from_secs(5);
+/// So much later while nobody watches, for a service whose guest may have lost what it
+/// was given.
+const RARER: Duration = Duration::from_secs(55);
 
 /// When to look, and whether that is being done.
 ///
@@ -34,6 +38,8 @@ pub const EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Look {
     unwatched: bool,
+    /// There is something to lose.
+    anyway: bool,
     at: Option<Duration>,
     due: bool,
     asked: bool,
@@ -43,6 +49,11 @@ impl Look {
     /// Whether anybody wants to know; at first somebody does.
     pub fn watch(&mut self, watched: bool) {
         self.unwatched = !watched;
+    }
+
+    /// Whether to look now and then though nobody watches.
+    pub fn anyway(&mut self, anyway: bool) {
+        self.anyway = anyway;
     }
 
     /// Look as soon as it is possible, watched or not.
@@ -87,7 +98,11 @@ impl Look {
 
     /// When to call [`tick`](Self::tick).
     pub fn deadline(&self) -> Option<Duration> {
-        self.at.filter(|_| !self.unwatched)
+        match (self.unwatched, self.anyway) {
+            (false, _) => self.at,
+            (true, true) => Some(self.at?.saturating_add(RARER)),
+            (true, false) => None,
+        }
     }
 
     /// Time has passed.

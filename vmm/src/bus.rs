@@ -42,15 +42,16 @@ use crate::services::Services;
 use crate::services::data::{Data, Items};
 use crate::trace::Trace;
 use crate::vsock::{SocketSettings, Sockets};
-use asked::{Asked, Question};
+use asked::Asked;
+pub use asked::Question;
 
 /// Something that other threads want of the bus.
 #[derive(Debug)]
 pub enum BusCall {
     /// An operation of the API's on a service.
     Service(Call),
-    /// The VM's status: the bus adds its part to what is known.
-    Status(Box<VmStatus>, Reply),
+    /// A question about the state of things.
+    Ask(Question, Reply),
     /// The vCPUs stand still, or go on.
     Paused(bool),
 }
@@ -246,7 +247,10 @@ impl Loop {
             for event in ready.iter().take(count) {
                 match event.data() {
                     BELL => self.messages()?,
-                    STOP => return Ok(()),
+                    STOP => {
+                        self.answer_as_known();
+                        return Ok(());
+                    }
                     CALLS => self.take_calls(),
                     END_OF_MESSAGE => {
                         if let Some(event) = self.hyperv.end_of_message_event() {
@@ -302,17 +306,35 @@ impl Loop {
 
     /// Answers what is asked, if all is known that will be known soon.
     fn answer(&mut self) {
-        if !self.asked.is_open() {
-            return;
+        if self.asked.is_open() {
+            let looking = self.services.is_looking(&mut self.host);
+            self.answer_if(looking);
         }
+    }
+
+    /// Answers what is asked with what is known.
+    fn answer_as_known(&mut self) {
+        self.answer_if(false);
+    }
+
+    fn answer_if(&mut self, looking: bool) {
         let now = self.now();
-        let looking = self.services.is_looking(&mut self.host);
         for (question, reply) in self.asked.take(now, looking) {
-            reply.send(match question {
-                Question::Status(status) => self.status(now, *status),
-                Question::Services => answer(&self.list(now)),
-            });
+            self.tell(now, question, reply);
         }
+    }
+
+    fn ask(&mut self, now: Duration, question: Question, reply: Reply) {
+        if let Some((question, reply)) = self.asked.ask(now, question, reply) {
+            self.tell(now, question, reply);
+        }
+    }
+
+    fn tell(&self, now: Duration, question: Question, reply: Reply) {
+        reply.send(match question {
+            Question::Status(status, _) => self.status(now, *status),
+            Question::Services => answer(&self.list(now)),
+        });
     }
 
     fn now(&self) -> Duration {
@@ -386,10 +408,10 @@ impl Loop {
             let now = self.now();
             match call {
                 BusCall::Service(call) => self.call(now, call),
-                BusCall::Status(status, reply) => {
-                    self.asked.ask(now, Question::Status(status), reply);
-                }
+                BusCall::Ask(question, reply) => self.ask(now, question, reply),
                 BusCall::Paused(paused) => {
+                    // What is open was asked before.
+                    self.answer_as_known();
                     self.services.set_paused(&mut self.host, now, paused);
                 }
             }
@@ -400,7 +422,7 @@ impl Loop {
         match self.sockets.call(&mut self.host, now, call) {
             None => {}
             Some(call) if call.op == Op::Services => {
-                self.asked.ask(now, Question::Services, call.reply);
+                self.ask(now, Question::Services, call.reply);
             }
             Some(Call { op, reply }) => self.services.call(&mut self.host, now, op, reply),
         }

@@ -187,7 +187,7 @@ impl Services {
             Op::VssState => reply.send(self.vss_state(host, now)),
             Op::Copy(file) => self.copy(host, now, file, reply),
             // The bus has done these.
-            Op::Status | Op::Services | Op::Hvsocket(_) => {
+            Op::Status(_) | Op::Services | Op::Hvsocket(_) => {
                 reply.send(Err(ApiError::bad_request("not for the services")));
             }
         }

@@ -31,7 +31,7 @@ use crate::api::socket::{ControlSocket, SocketError, VSOCK};
 use crate::api::types::{ApiError, BusStatus, PowerAction, VmState, VmStatus};
 use crate::api::{Call, CallSender, Op};
 use crate::boot::BootSource;
-use crate::bus::{BusCall, BusSettings};
+use crate::bus::{BusCall, BusSettings, Question};
 use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
@@ -416,9 +416,9 @@ impl<'a> Supervisor<'a> {
 
     fn call(&mut self, machine: &mut Machine, call: Call) -> Option<End> {
         match &call.op {
-            Op::Status => {
-                let status = Box::new(self.status());
-                machine.bus().send(BusCall::Status(status, call.reply));
+            Op::Status(look) => {
+                let question = Question::Status(Box::new(self.status()), *look);
+                machine.bus().send(BusCall::Ask(question, call.reply));
             }
             Op::Power(_) => return self.power(machine, call),
             Op::SetService(name, enabled) => {

@@ -115,8 +115,8 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioct
             memory_size: region.len(),
             userspace_addr: region.as_ptr().expose_provenance() as u64,
         };
-        // SAFETY: the range is a mapping that this process owns, given as it was
-        // made. The caller's machine keeps `memory` for as long as the VM exists,
+        // SAFETY: the range is in a mapping that this process owns. The
+        // caller's machine keeps `memory` for as long as the VM exists,
         // and guest accesses to it are what volatile reads and writes expect.
         unsafe { vm.set_user_memory_region(slot) }?;
     }

@@ -303,7 +303,7 @@ fn hvsocket(port: Option<u32>) -> HvsocketEntry {
 /// What a machine would answer.
 fn perform(op: &Op) -> Answer {
     match op {
-        Op::Status => answer(&status()),
+        Op::Status(_) => answer(&status()),
         Op::Services => answer(&status().services),
         Op::SetService(name, _) => {
             vmm::services::find(name)?;

@@ -295,7 +295,21 @@ fn unwatched(context: &Context) -> Outcome {
     thread::sleep(Duration::from_secs(1));
     let (said, _) = state()?;
     ensure!(said == "ready", "with its daemon again: {said}");
-    vm.power_off()
+    // A question that waits is answered though the machine ends meanwhile.
+    thread::sleep(Duration::from_secs(12));
+    vm.sh_ok("killall -9 hv_kvp_daemon")?;
+    thread::sleep(Duration::from_secs(6));
+    let asked = {
+        let control = control.clone();
+        thread::spawn(move || control.status().map(drop))
+    };
+    thread::sleep(Duration::from_millis(500));
+    ensure!(!asked.is_finished(), "the answer did not wait");
+    control.ok(&["reset"])?;
+    let answered = asked.join().map_err(|_| Failure("no answer".into()))?;
+    answered.map_err(|Failure(why)| Failure(format!("asked before a reset: {why}")))?;
+    control.ok(&["kill"])?;
+    vm.expect_exit(130)
 }
 
 fn no_daemon(control: &Control) -> Outcome {

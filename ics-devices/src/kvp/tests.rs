@@ -431,9 +431,30 @@ fn while_nobody_watches_there_are_no_looks_and_then_one_at_once() {
     // What passes anyway tells as much as a look.
     script.device.watch(false);
     script.advance(secs(60));
-    script.does(&mut daemon, set("a", "1")).unwrap();
+    let list = KvpRequest::List(Pool::Guest);
+    script.does(&mut daemon, list).unwrap();
     script.device.watch(true);
     script.poke();
+    assert_eq!(script.unread(), 0);
+}
+
+#[test]
+fn items_that_vanish_while_nobody_watches_are_sent_again_too() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[("a", "1")]), Daemon::default());
+    script.serve(&mut daemon);
+    script.device.watch(false);
+    script.poke();
+    daemon.pools[0].clear();
+    script.advance(secs(59));
+    assert_eq!(script.unread(), 0);
+    script.advance(secs(2));
+    script.serve(&mut daemon);
+    assert_eq!(daemon.pools[0].len(), 1);
+    // With the last item there is nothing more to lose.
+    script
+        .does(&mut daemon, KvpRequest::Delete(Pool::External, key("a")))
+        .unwrap();
+    script.advance(secs(3600));
     assert_eq!(script.unread(), 0);
 }
 

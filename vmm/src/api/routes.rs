@@ -13,8 +13,8 @@ use crate::vsock::registry::HvsocketRequest;
 /// Something that the API can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// `GET /v1/vm`
-    Status,
+    /// `GET /v1/vm`; with `look=false`, false: as far as it is known.
+    Status(bool),
     /// `PUT /v1/vm/power`
     Power(PowerBody),
     /// `GET /v1/services`
@@ -66,7 +66,7 @@ pub fn route(request: &Request) -> Result<Route, ApiError> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let method = request.method.as_str();
     let op = match (parts.as_slice(), method) {
-        (["v1", "vm"], "GET") => Op::Status,
+        (["v1", "vm"], "GET") => Op::Status(query.split('&').all(|word| word != "look=false")),
         (["v1", "vm", "power"], "PUT") => Op::Power(body(request)?),
         (["v1", "services"], "GET") => Op::Services,
         (["v1", "services", name], "PATCH") => {
@@ -149,7 +149,11 @@ mod tests {
 
     #[test]
     fn every_path_of_the_interface_is_found() {
-        assert_eq!(find("GET", "/v1/vm", ""), Ok(Route::Op(Op::Status)));
+        assert_eq!(find("GET", "/v1/vm", ""), Ok(Route::Op(Op::Status(true))));
+        assert_eq!(
+            find("GET", "/v1/vm?look=false", ""),
+            Ok(Route::Op(Op::Status(false)))
+        );
         assert_eq!(
             find("GET", "/v1/services?x=1", ""),
             Ok(Route::Op(Op::Services))

@@ -22,11 +22,15 @@ const ATTENTION: Duration = Duration::from_secs(10);
 /// A daemon that is not there is known by what it has not read within 1.5 s.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What is asked.
+/// Questions that wait for looks. More are answered with what is known: a client
+/// that goes away leaves its question, and makes room for another client.
+const MAX_OPEN: usize = 64;
+
+/// What is asked about the state of things.
 #[derive(Debug)]
-pub(super) enum Question {
-    /// The VM's status: this much of it is known.
-    Status(Box<VmStatus>),
+pub enum Question {
+    /// The VM's status, of which this much is known, and whether it is worth a look.
+    Status(Box<VmStatus>, bool),
     /// The list of services.
     Services,
 }
@@ -54,12 +58,22 @@ impl Asked {
         }
     }
 
-    pub(super) fn ask(&mut self, now: Duration, question: Question, reply: Reply) {
-        if !self.watched {
+    /// Takes a question, unless it is to be answered with what is known.
+    pub(super) fn ask(
+        &mut self,
+        now: Duration,
+        question: Question,
+        reply: Reply,
+    ) -> Option<(Question, Reply)> {
+        if matches!(question, Question::Status(_, false)) || self.open.len() >= MAX_OPEN {
+            return Some((question, reply));
+        }
+        if !self.watched && self.open.is_empty() {
             self.answer_by = now.saturating_add(GRACE);
         }
         self.attention = Some(now.saturating_add(ATTENTION));
         self.open.push((question, reply));
+        None
     }
 
     /// Whether somebody watches, if that has changed. The clock is not asked for
@@ -105,10 +119,10 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    fn ask(asked: &mut Asked, now: Duration) {
+    fn ask(asked: &mut Asked, now: Duration) -> bool {
         let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let reply = Reply::new(0, unbounded().0, bell);
-        asked.ask(now, Question::Services, reply);
+        asked.ask(now, Question::Services, reply).is_none()
     }
 
     #[test]
@@ -137,6 +151,18 @@ mod tests {
         ask(&mut asked, secs(5));
         assert!(asked.take(secs(6), true).is_empty());
         assert_eq!(asked.take(secs(7), true).len(), 1);
+    }
+
+    #[test]
+    fn more_questions_than_there_is_room_for_are_answered_at_once() {
+        let mut asked = Asked::new(Audience::default());
+        asked.change(|| secs(0));
+        for _ in 0..MAX_OPEN {
+            assert!(ask(&mut asked, secs(5)));
+        }
+        assert!(!ask(&mut asked, secs(5)));
+        assert_eq!(asked.take(secs(5), false).len(), MAX_OPEN);
+        assert!(ask(&mut asked, secs(5)));
     }
 
     #[test]

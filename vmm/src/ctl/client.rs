@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// An answer is a few kilobytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
+/// The VM's status without a look at the guest: for who does not want to know of its
+/// daemons.
+pub const AS_KNOWN: &str = "/v1/vm?look=false";
+
 /// A VM that can be asked.
 #[derive(Debug, Clone)]
 pub struct Client {

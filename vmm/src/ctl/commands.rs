@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
-use super::client::{Client, running};
+use super::client::{AS_KNOWN, Client, running};
 use super::{CtlError, connect, cp, hvsocket, kvp, show, ssh, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
 
@@ -142,7 +142,7 @@ fn list(json: bool) -> Result<(), CtlError> {
     let mut answers = Vec::new();
     for (_, path) in running() {
         // One that ends just now is not listed.
-        if let Ok(status) = Client::at(&path).get("/v1/vm") {
+        if let Ok(status) = Client::at(&path).get(AS_KNOWN) {
             answers.push(status);
         }
     }
@@ -240,17 +240,19 @@ fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
         PowerAction::Shutdown
     };
     let end = Instant::now() + how.timeout;
-    let before: VmStatus = parse(&vm.get("/v1/vm")?)?;
     let timeout_ms = u64::try_from(how.timeout.as_millis()).unwrap_or(u64::MAX);
     let body = PowerBody {
         force: how.force,
         timeout_ms,
         ..PowerBody::of(action)
     };
-    let result = vm.send("PUT", "/v1/vm/power", &body).and_then(|answer| {
+    let ask = || {
+        let before: VmStatus = parse(&vm.get(AS_KNOWN)?)?;
+        let answer = vm.send("PUT", "/v1/vm/power", &body)?;
         print(json, &answer, || Ok("accepted by the guest\n".into()))?;
         wait_done(vm, action, before.resets, end)
-    });
+    };
+    let result = ask();
     match result {
         Ok(done) => {
             say(json, done);
@@ -275,7 +277,7 @@ fn wait_done(
     end: Instant,
 ) -> Result<&'static str, CtlError> {
     loop {
-        match vm.get("/v1/vm") {
+        match vm.get(AS_KNOWN) {
             Ok(status) => {
                 let status: VmStatus = parse(&status)?;
                 if action == PowerAction::Reboot && status.resets > resets {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 
 use super::CtlError;
-use super::client::Client;
+use super::client::{AS_KNOWN, Client};
 use crate::api::types::VmStatus;
 use crate::hvsocket;
 
@@ -23,7 +23,7 @@ const NO_SSHD: &str = "nothing in the guest listens on vsock port 22: it takes a
 
 /// Connects to a service of the guest, by port, GUID or registered name.
 pub fn open(vm: &Client, service: &str) -> Result<UnixStream, CtlError> {
-    let status: VmStatus = serde_json::from_value(vm.get("/v1/vm")?)
+    let status: VmStatus = serde_json::from_value(vm.get(AS_KNOWN)?)
         .map_err(|error| CtlError::Protocol(error.to_string()))?;
     let path = status
         .vsock

@@ -20,7 +20,7 @@ use std::process::Command;
 use clap::Args as ClapArgs;
 
 use super::CtlError;
-use super::client::Client;
+use super::client::{AS_KNOWN, Client};
 use super::commands::parse;
 use super::connect::SSH;
 use crate::api::types::VmStatus;
@@ -117,7 +117,7 @@ impl Words {
 
 /// ssh to a guest, not started. What the user says comes first, and so wins.
 pub(super) fn ssh(vm: &Client, words: &Words) -> Result<Command, CtlError> {
-    let status: VmStatus = parse(&vm.get("/v1/vm")?)?;
+    let status: VmStatus = parse(&vm.get(AS_KNOWN)?)?;
     if status.vsock.is_none() {
         return Err(CtlError::Refused(
             "this VM has no Hyper-V sockets: vsock is not in its --ic".into(),

@@ -120,7 +120,7 @@ fn requests_on_one_connection_are_answered_in_order() {
     let mut reader = BufReader::new(stream);
     assert_eq!(
         answer_of(&mut reader),
-        (200, "{\"op\":\"Status\"}\n".into())
+        (200, "{\"op\":\"Status(true)\"}\n".into())
     );
     assert_eq!(
         answer_of(&mut reader),

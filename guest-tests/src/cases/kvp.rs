@@ -301,13 +301,13 @@ fn unwatched(context: &Context) -> Outcome {
     thread::sleep(Duration::from_secs(6));
     let asked = {
         let control = control.clone();
-        thread::spawn(move || control.status().map(drop))
+        thread::spawn(move || control.ask("GET", "/v1/vm", ""))
     };
     thread::sleep(Duration::from_millis(500));
     ensure!(!asked.is_finished(), "the answer did not wait");
     control.ok(&["reset"])?;
-    let answered = asked.join().map_err(|_| Failure("no answer".into()))?;
-    answered.map_err(|Failure(why)| Failure(format!("asked before a reset: {why}")))?;
+    let (status, answer) = asked.join().map_err(|_| Failure("no answer".into()))??;
+    ensure!(status == 200, "asked before a reset: {status} {answer}");
     control.ok(&["kill"])?;
     vm.expect_exit(130)
 }

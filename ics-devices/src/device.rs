@@ -93,8 +93,9 @@ impl<P: Protocol> Ic<P> {
     }
 
     /// Whether somebody wants to know if the guest's daemon is there: at first
-    /// somebody does. While nobody does no look for it is sent, and the state is
-    /// as of the last answer.
+    /// somebody does. While nobody does, looks are sent only when the driver
+    /// connects, and once a minute where the guest has items of the host's; the
+    /// state is as of the last answer.
     pub fn watch(&mut self, watched: bool) {
         if let Some(look) = self.protocol.look() {
             look.watch(watched);

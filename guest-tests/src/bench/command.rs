@@ -79,9 +79,9 @@ pub fn guest(wish: &Wish) -> Result<u8> {
     let found: Value =
         serde_json::from_str(&text).map_err(|error| failed(LAYER, error.to_string()))?;
     let about = format!(
-        "{}, emulated by {}; the nest runs Linux {}, the guest Linux {} with 1 vCPU and 256 MiB.",
-        machine(),
+        "An AMD CPU, emulated by {} on {}; the nest runs Linux {}, the guest Linux {} with 1 vCPU and 256 MiB.",
         version(&PathBuf::from("qemu-system-x86_64")),
+        machine(),
         Kernel::get(kernels::NEST)?.release,
         image.kernel.release
     );

@@ -129,7 +129,7 @@ pub const SIGNALS: [i32; 5] = [
     libc::SIGTSTP,
 ];
 
-/// Starts a thread that is under the filters of its kind before it does anything,
+/// Starts a thread that is under the filter of its kind before it does anything,
 /// and that leaves [`SIGNALS`] to others.
 pub fn spawn(
     kind: Kind,

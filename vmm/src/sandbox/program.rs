@@ -9,9 +9,8 @@
 //!
 //! When a thread enters a filter the kernel tries it on each call that there is, to
 //! know which ones are allowed whatever their arguments. A list, which is what
-//! `seccompiler` makes, is gone through to its end for most of them: 7 ms for all
-//! threads of a machine, where this takes a few comparisons each. The tests hold
-//! the two against each other.
+//! `seccompiler` makes, is gone through to its end for most of them, where this takes
+//! a few comparisons. The tests hold the two against each other.
 
 use std::collections::BTreeMap;
 

@@ -2,9 +2,9 @@
 //! Questions about the state of things, and who watches it.
 //!
 //! An idle guest is left alone: whether its daemons are there is looked at only
-//! while somebody wants to know, or, once a minute, where it has items to lose. Who follows the events does, and who has asked
-//! lately. The first question in a while waits for what the looks say, since what
-//! is known may be old:
+//! while somebody wants to know, or, once a minute, where it has items to lose. Who
+//! follows the events wants to, and who has asked lately. The first question in a
+//! while waits for what the looks say, since what is known may be old:
 //!
 //! ```text
 //!  question ─► watched? ── yes ─► answered

@@ -17,6 +17,7 @@ pub mod bench;
 pub mod build;
 pub mod bzimage;
 pub mod cases;
+pub mod citations;
 pub mod cpio;
 pub mod daemons;
 pub mod demo;

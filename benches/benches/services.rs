@@ -123,7 +123,7 @@ fn kvp(c: &mut Criterion) {
     });
     group.bench_function("KVP, 200 items listed", |b| {
         b.iter(
-            || match asked(&mut guest, relid, KvpRequest::List(Pool::Guest)) {
+            || match asked(&mut guest, relid, KvpRequest::List(Pool::Guest, 0)) {
                 KvpAnswer::Items(listing) => assert_eq!(listing.items.len(), 200),
                 other => panic!("{other:?}"),
             },

@@ -104,7 +104,7 @@ impl Service for KvpProtocol {
 
     fn ask(service: &mut Kvp, now: Duration, what: u8) {
         let request = match what % 5 {
-            0 => KvpRequest::List(Pool::Guest),
+            0 => KvpRequest::List(Pool::Guest, 0),
             1 => KvpRequest::Get(Pool::Auto, key(what / 5)),
             2 => KvpRequest::Delete(Pool::External, key(what / 5)),
             3 => {

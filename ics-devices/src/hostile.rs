@@ -173,7 +173,7 @@ impl Promise for KvpProtocol {
     fn ask(device: &mut Ic<Self>, now: Duration) -> Option<Ticket> {
         let key = Key::new("c").unwrap();
         let request = match now.subsec_millis() % 4 {
-            0 => KvpRequest::List(Pool::Guest),
+            0 => KvpRequest::List(Pool::Guest, 0),
             1 => KvpRequest::Get(Pool::Auto, key),
             2 => KvpRequest::Delete(Pool::External, key),
             _ => KvpRequest::Set(Pool::External, key, Value::U64(1)),

@@ -8,21 +8,21 @@
 //!   a look, now and then ───────┘ last
 //! ```
 //!
-//! * The host's own items ([`Pool::External`]) are kept here, and sent whenever
-//!   the guest may lack them: after the versions are agreed on, after a daemon
-//!   was gone, and when a look shows that there are fewer than there should be.
-//!   An item whose sending failed or came to no known end is tried again.
+//! * The host's items ([`Pool::External`], [`Pool::AutoExternal`]) are kept here,
+//!   and sent whenever the guest may lack them: after the versions are agreed on,
+//!   after a daemon was gone, and when a look shows that there are fewer than there
+//!   should be. An item whose sending failed or came to no known end is tried again.
 //! * Reading is enumerating until the guest says that there is no more: Linux
-//!   answers a get with an empty text.
+//!   answers a get with an empty text. A listing has a limit in bytes; the next one
+//!   goes on where it ended.
 //! * An item that the guest cannot turn into UTF-16 is counted and left out: it
 //!   may be another program's.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::device::Ic;
 use crate::look::Look;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Protocol, Request};
 use crate::service::Service;
 use crate::slot::{Outcome, Slot, Ticket};
 use crate::status::{ServiceError, ServiceState};
@@ -30,6 +30,7 @@ use crate::wire::{HResult, IcVersion, Versions};
 
 mod ip;
 mod item;
+mod kept;
 mod walk;
 pub mod wire;
 
@@ -39,7 +40,9 @@ pub use ip::{
 pub use item::{
     Item, ItemError, Key, MAX_KEY, MAX_KEY_BACK, MAX_VALUE, MAX_VALUE_BACK, Pool, Value, ValueText,
 };
-pub use walk::Listing;
+use kept::Kept;
+pub use kept::{Items, MAX_ITEMS};
+pub use walk::{Listing, MAX_LISTED, MAX_LISTED_BYTES};
 use walk::{Next, Walk};
 
 /// The data exchange service.
@@ -53,19 +56,15 @@ use walk::{Next, Walk};
 /// let mut kvp = Kvp::new(items);
 /// let now = Duration::ZERO;
 /// // Nobody has opened the channel. The item is sent as soon as somebody has.
-/// let list = KvpRequest::List(Pool::Auto);
+/// let list = KvpRequest::List(Pool::Auto, 0);
 /// let refused = kvp.request(now, list, Duration::from_secs(60));
 /// assert_eq!(refused, Err(ServiceError::NotOpen));
 /// # Ok::<(), ics_devices::kvp::ItemError>(())
 /// ```
 pub type Kvp = Ic<KvpProtocol>;
 
-/// The host keeps no more items than this.
-pub const MAX_ITEMS: usize = 1024;
 /// The guest's own timer for its daemon is 30 s: an answer comes before this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
-/// Before an item that the guest did not take is sent again.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// What the host's user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +73,8 @@ pub enum KvpRequest {
     Set(Pool, Key, Value),
     /// Remove an item.
     Delete(Pool, Key),
-    /// All items of a pool.
-    List(Pool),
+    /// A pool's items from this index on.
+    List(Pool, u32),
     /// One item of a pool.
     Get(Pool, Key),
     /// An adapter's addresses.
@@ -101,8 +100,8 @@ pub enum KvpAnswer {
 #[derive(Clone, Debug)]
 enum Purpose {
     User,
-    Sync(Key),
-    Look,
+    Sync(Pool, Key),
+    Look(Pool),
 }
 
 /// What data exchange adds to what all services have in common.
@@ -110,25 +109,30 @@ enum Purpose {
 pub struct KvpProtocol {
     slot: Slot<KvpRequest, KvpAnswer>,
     walk: Option<Walk>,
-    /// What the guest is to have in the host's pool.
-    items: BTreeMap<Key, Value>,
-    /// Keys about which the guest may know something else.
-    dirty: BTreeSet<Key>,
-    /// Those that did not go well; they are dirty again later.
-    failed: BTreeSet<Key>,
-    retry_at: Option<Duration>,
+    /// What the guest is to have of the host's.
+    kept: Kept,
     look: Look,
     /// Chosen by `request`, in the ring after `sent`.
     purpose: Option<Purpose>,
 }
 
 impl Kvp {
-    /// The service with items of the host's that the guest is to have.
+    /// The service with items of the user's that the guest is to have.
     pub fn new(items: impl IntoIterator<Item = (Key, Value)>) -> Self {
+        let mut kept = Kept::default();
+        kept.fill(Pool::External, items);
         Self::from_protocol(KvpProtocol {
-            items: items.into_iter().take(MAX_ITEMS).collect(),
+            kept,
             ..KvpProtocol::default()
         })
+    }
+
+    /// And with what the host tells of itself and of the VM, as Hyper-V does in
+    /// [`Pool::AutoExternal`].
+    #[must_use]
+    pub fn with_auto_external(mut self, items: impl IntoIterator<Item = (Key, Value)>) -> Self {
+        self.protocol.kept.fill(Pool::AutoExternal, items);
+        self
     }
 
     /// Asks the guest; it has to be done within `limit`. Poke the host, then
@@ -149,44 +153,35 @@ impl Kvp {
         self.protocol.slot.take()
     }
 
-    /// The host's items, whether the guest has them yet or not.
-    pub fn items(&self) -> &BTreeMap<Key, Value> {
-        &self.protocol.items
+    /// The user's items, whether the guest has them yet or not.
+    pub fn items(&self) -> &Items {
+        self.protocol.kept.external()
     }
 
     /// How many of the host's items the guest may not have yet.
     pub fn unsent_items(&self) -> usize {
-        self.protocol.dirty.len() + self.protocol.failed.len()
+        self.protocol.kept.unsent()
     }
 }
 
 impl KvpProtocol {
     fn check(&self, request: &KvpRequest) -> Result<(), ServiceError> {
-        match request {
-            KvpRequest::Set(Pool::Auto, ..) | KvpRequest::Delete(Pool::Auto, _) => Err(
-                ServiceError::Unsupported("the guest itself makes the items of the pool auto"),
-            ),
-            KvpRequest::Set(Pool::External, key, _)
-                if self.items.len() >= MAX_ITEMS && !self.items.contains_key(key) =>
-            {
-                Err(ServiceError::Unsupported(
-                    "the host keeps at most 1024 items",
-                ))
+        Err(ServiceError::Unsupported(match request {
+            KvpRequest::Set(Pool::Auto, ..) | KvpRequest::Delete(Pool::Auto, _) => {
+                "the guest itself makes the items of the pool auto"
             }
-            _ => Ok(()),
-        }
-    }
-
-    /// The guest may lack any of the host's items.
-    fn sync_all(&mut self) {
-        self.dirty.extend(self.items.keys().cloned());
-        self.dirty.append(&mut self.failed);
-        self.retry_at = None;
-    }
-
-    fn sync_later(&mut self, now: Duration, key: Key) {
-        self.failed.insert(key);
-        self.retry_at.get_or_insert(now.saturating_add(RETRY));
+            KvpRequest::Set(Pool::AutoExternal, ..) | KvpRequest::Delete(Pool::AutoExternal, _) => {
+                "the host itself makes the items of the pool auto-external; those of the user's \
+                 go into external"
+            }
+            KvpRequest::Set(Pool::External, key, _) if !self.kept.has_room(key) => {
+                "the host keeps at most 1024 items"
+            }
+            KvpRequest::List(_, from) if *from > MAX_LISTED => {
+                "no more than 4096 items of a pool are listed"
+            }
+            _ => return Ok(()),
+        }))
     }
 
     /// A request of the user's for the host's pool came to no known end.
@@ -196,8 +191,14 @@ impl KvpProtocol {
         ) = self.slot.in_flight()
         {
             let key = key.clone();
-            self.sync_later(now, key);
+            self.kept.sync_later(now, Pool::External, key);
         }
+    }
+
+    /// The user's items are looked after also while nobody watches. What the host
+    /// tells of itself is not worth waking an idle guest for.
+    fn has_to_look(&self) -> bool {
+        !self.kept.external().is_empty()
     }
 
     fn user_answered(&mut self, now: Duration, answer: &Answer<'_>) -> Result<(), BadAnswer> {
@@ -208,19 +209,11 @@ impl KvpProtocol {
         let refused = Err(ServiceError::Guest(status));
         let result = match request {
             KvpRequest::Set(pool, key, value) if ok => {
-                if *pool == Pool::External {
-                    self.dirty.remove(key);
-                    self.failed.remove(key);
-                    self.items.insert(key.clone(), value.clone());
-                }
+                self.kept.set(*pool, key, value);
                 Ok(KvpAnswer::Done)
             }
             KvpRequest::Delete(pool, key) if ok || status == HResult::CONT => {
-                let kept = *pool == Pool::External && self.items.remove(key).is_some();
-                if *pool == Pool::External {
-                    self.dirty.remove(key);
-                    self.failed.remove(key);
-                }
+                let kept = self.kept.remove(*pool, key);
                 // What the guest did not have yet was deleted all the same.
                 if ok || kept {
                     Ok(KvpAnswer::Done)
@@ -232,7 +225,7 @@ impl KvpProtocol {
                 self.doubt(now);
                 refused
             }
-            KvpRequest::List(_) | KvpRequest::Get(..) => return self.walked(answer),
+            KvpRequest::List(..) | KvpRequest::Get(..) => return self.walked(answer),
             KvpRequest::GetIp(_) if ok => {
                 let Ok(info) = parse_ip(answer.body) else {
                     self.slot.finish(Err(ServiceError::BadAnswer));
@@ -251,7 +244,7 @@ impl KvpProtocol {
         let Some(walk) = &mut self.walk else {
             return Err(BadAnswer);
         };
-        match walk.answered(answer, &self.items) {
+        match walk.answered(answer, self.kept.pool(walk.pool())) {
             Next::Again => self.slot.again(),
             Next::Done(answer) => {
                 self.walk = None;
@@ -268,31 +261,12 @@ impl KvpProtocol {
         Ok(())
     }
 
-    fn synced(&mut self, now: Duration, key: Key, status: HResult) {
-        let deleted = !self.items.contains_key(&key) && status == HResult::CONT;
-        if !status.is_ok() && !deleted {
-            self.sync_later(now, key);
-        }
-    }
-
-    /// The last of the host's items is looked for: if it is not there, at least
-    /// one is missing.
-    fn looked(&mut self, status: HResult) {
-        if status == HResult::CONT && !self.items.is_empty() {
-            self.sync_all();
-        }
-    }
-
-    fn last_index(&self) -> u32 {
-        u32::try_from(self.items.len().saturating_sub(1)).unwrap_or(0)
-    }
-
     fn emit(&mut self, body: &mut Vec<u8>) {
         match self.slot.waiting().map(|(request, _)| request) {
             Some(KvpRequest::Set(pool, key, value)) => wire::emit_set(*pool, key, value, body),
             Some(KvpRequest::Delete(pool, key)) => wire::emit_delete(*pool, key, body),
-            Some(KvpRequest::List(pool)) => {
-                let walk = self.walk.get_or_insert_with(|| Walk::list(*pool));
+            Some(KvpRequest::List(pool, from)) => {
+                let walk = self.walk.get_or_insert_with(|| Walk::list(*pool, *from));
                 walk.emit(body);
             }
             Some(KvpRequest::Get(pool, key)) => {
@@ -313,33 +287,33 @@ impl Protocol for KvpProtocol {
 
     fn connected(&mut self, now: Duration, _: Versions) {
         self.purpose = None;
-        self.sync_all();
-        self.look.anyway(!self.items.is_empty());
+        self.kept.sync_all();
+        self.look.anyway(self.has_to_look());
         self.look.later(now);
     }
 
     fn disconnected(&mut self, _: Duration) {
         self.slot.finish(Err(ServiceError::NotOpen));
         (self.walk, self.purpose) = (None, None);
-        self.retry_at = None;
+        self.kept.stop();
         self.look.stop();
     }
 
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [self.slot.deadline(), self.retry_at, self.look.deadline()];
+        let deadlines = [
+            self.slot.deadline(),
+            self.kept.deadline(),
+            self.look.deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Duration) {
-        let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         if self.slot.deadline().is_some_and(|at| at <= now) {
             self.walk = None;
         }
         self.slot.expire(now);
-        if due(self.retry_at) {
-            self.retry_at = None;
-            self.dirty.append(&mut self.failed);
-        }
+        self.kept.tick(now);
         self.look.tick(now);
     }
 
@@ -352,15 +326,16 @@ impl Protocol for KvpProtocol {
                 deadline: Some(deadline),
             });
         }
-        if let Some(key) = self.dirty.first() {
-            match self.items.get(key) {
-                Some(value) => wire::emit_set(Pool::External, key, value, body),
-                None => wire::emit_delete(Pool::External, key, body),
+        if let Some((pool, key, value)) = self.kept.next() {
+            match value {
+                Some(value) => wire::emit_set(pool, key, value, body),
+                None => wire::emit_delete(pool, key, body),
             }
-            self.purpose = Some(Purpose::Sync(key.clone()));
+            self.purpose = Some(Purpose::Sync(pool, key.clone()));
         } else if self.look.is_due() {
-            wire::emit_enumerate(Pool::External, self.last_index(), body);
-            self.purpose = Some(Purpose::Look);
+            let (pool, last) = self.kept.look();
+            wire::emit_enumerate(pool, last, body);
+            self.purpose = Some(Purpose::Look(pool));
         } else {
             return None;
         }
@@ -372,8 +347,8 @@ impl Protocol for KvpProtocol {
     fn sent(&mut self, _: Duration) {
         match &self.purpose {
             Some(Purpose::User) => self.slot.sent(),
-            Some(Purpose::Sync(key)) => drop(self.dirty.remove(key)),
-            Some(Purpose::Look) => self.look.sent(),
+            Some(Purpose::Sync(pool, key)) => self.kept.sent(*pool, key),
+            Some(Purpose::Look(_)) => self.look.sent(),
             None => {}
         }
         self.look.put_off();
@@ -383,25 +358,25 @@ impl Protocol for KvpProtocol {
         self.look.later(now);
         let taken = match self.purpose.take() {
             Some(Purpose::User) => self.user_answered(now, answer),
-            Some(Purpose::Sync(key)) => {
-                self.synced(now, key, answer.status);
+            Some(Purpose::Sync(pool, key)) => {
+                self.kept.synced(now, pool, key, answer.status);
                 Ok(())
             }
-            Some(Purpose::Look) => {
+            Some(Purpose::Look(pool)) => {
                 self.look.ended();
-                self.looked(answer.status);
+                self.kept.looked(pool, answer.status);
                 Ok(())
             }
             None => Err(BadAnswer),
         };
-        self.look.anyway(!self.items.is_empty());
+        self.look.anyway(self.has_to_look());
         taken
     }
 
     fn late(&mut self, now: Duration, _: &Answer<'_>) {
         // The guest did something of which nobody knew any more, or its daemon
         // was gone: whatever it has now, it is to have the host's items.
-        self.sync_all();
+        self.kept.sync_all();
         self.look.later(now);
     }
 
@@ -413,20 +388,15 @@ impl Protocol for KvpProtocol {
                 self.walk = None;
                 self.slot.finish(Err(error));
             }
-            Some(Purpose::Sync(key)) => {
-                self.dirty.remove(&key);
-                self.sync_later(now, key);
-            }
-            Some(Purpose::Look) | None => self.look.ended(),
+            Some(Purpose::Sync(pool, key)) => self.kept.sync_later(now, pool, key),
+            Some(Purpose::Look(_)) | None => self.look.ended(),
         }
         self.look.later(now);
     }
 
     fn resumed(&mut self, now: Duration, slept: Duration) {
         self.slot.postpone(now, slept);
-        if let Some(at) = &mut self.retry_at {
-            *at = moved(*at, now.saturating_add(RETRY), slept);
-        }
+        self.kept.resumed(now, slept);
         self.look.resumed(now, slept);
     }
 
@@ -435,8 +405,7 @@ impl Protocol for KvpProtocol {
     }
 
     fn condition(&self, _: Duration) -> (ServiceState, String) {
-        let unsent = self.dirty.len() + self.failed.len();
-        let detail = match (self.items.len(), unsent) {
+        let detail = match (self.kept.len(), self.kept.unsent()) {
             (0, 0) => "no items of the host's".into(),
             (items, 0) => format!("{items} items of the host's, all in the guest"),
             (items, unsent) => {

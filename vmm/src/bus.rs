@@ -112,7 +112,7 @@ impl BusThread {
             let nothing = EpollEvent::new(EventSet::empty(), END_OF_MESSAGE);
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), nothing)?;
         }
-        let data = Data::new(Arc::clone(&settings.items), Arc::clone(&call_bell));
+        let data = Data::new(settings.items.clone(), Arc::clone(&call_bell));
         let services = settings.services;
         let hub = settings.hub.clone();
         let sockets = Sockets::start(

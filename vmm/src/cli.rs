@@ -116,6 +116,16 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE|KEY=@FILE", value_parser = item, allow_hyphen_values = true)]
     pub kvp: Vec<(Key, Value)>,
 
+    /// What the guest is told of this host and of its VM, in the pool auto-external: all that
+    /// Hyper-V tells (the host's name and kernel version are in it), or none
+    #[arg(long, value_name = "all|none", default_value = "all", value_parser = host_items, action = ArgAction::Set)]
+    pub kvp_host_items: bool,
+
+    /// The VM's identity, as the guest is told it (VirtualMachineId). It stays the same when the
+    /// VM resets; give it to keep it over starts of vmm [default: another one at each start]
+    #[arg(long, value_name = "GUID")]
+    pub vm_id: Option<Guid>,
+
     /// Who emulates the SynIC: kernel is the host's KVM, user is this program, auto is KVM if it can
     #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
     pub synic: SynicChoice,
@@ -325,6 +335,14 @@ fn seccomp(text: &str) -> Result<sandbox::Mode, String> {
         "log" => Ok(sandbox::Mode::Log),
         "false" => Ok(sandbox::Mode::Off),
         _ => Err("expected true, log or false".into()),
+    }
+}
+
+fn host_items(text: &str) -> Result<bool, String> {
+    match text {
+        "all" => Ok(true),
+        "none" => Ok(false),
+        _ => Err("expected all or none".into()),
     }
 }
 
@@ -582,6 +600,21 @@ mod tests {
                 .to_string()
                 .contains("--hvsocket': the name 'x' is taken")
         );
+    }
+
+    #[test]
+    fn what_the_guest_is_told_of_the_host_can_be_left_out() {
+        let told = |args: &[&str]| parse(args).map(|args| args.kvp_host_items);
+        assert_eq!(told(&[]), Ok(true));
+        assert_eq!(told(&["--kvp-host-items", "all"]), Ok(true));
+        assert_eq!(told(&["--kvp-host-items", "none"]), Ok(false));
+        let error = told(&["--kvp-host-items", "some"]).unwrap_err();
+        assert!(error.contains("expected all or none"), "{error}");
+        let id = "461B2364-3901-4349-B3C2-FA4821CBEEFE";
+        let parsed = parse(&["--vm-id", id]).unwrap().vm_id.unwrap();
+        assert_eq!(parsed.to_string().to_uppercase(), id);
+        let error = parse(&["--vm-id", "7"]).unwrap_err();
+        assert!(error.contains("--vm-id") && error.contains("32 hex"), "{error}");
     }
 
     #[test]

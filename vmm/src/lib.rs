@@ -29,6 +29,7 @@ pub mod ctl;
 pub mod devices;
 pub mod events;
 pub mod feed;
+pub mod host_items;
 pub mod hvsocket;
 pub mod hyperv;
 mod input;

@@ -133,7 +133,7 @@ impl Services {
                 let hyperv = Arc::clone(&self.hyperv);
                 boxed!(TimeSync::new(Box::new(move || hyperv.time_sample())))
             }
-            Service::Kvp => boxed!(Kvp::new(self.data.items())),
+            Service::Kvp => boxed!(self.data.kvp()),
             Service::Vss => boxed!(Vss::new()),
             Service::Fcopy => boxed!(Fcopy::new()),
         }

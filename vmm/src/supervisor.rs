@@ -36,6 +36,7 @@ use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
 use crate::events::{CrashCause, Event, EventHub};
+use crate::host_items::{self, HostFacts};
 use crate::hyperv::{CrashReport, SynicMode};
 use crate::input::Input;
 use crate::kvm::{Host, KvmError};
@@ -43,6 +44,7 @@ use crate::machine::{Bells, Machine, MachineError, Shape, VmMaking};
 use crate::output::Output;
 use crate::sandbox::{self, Kind, SandboxError};
 use crate::services;
+use crate::services::data::Items;
 use crate::ssh_key;
 use crate::sys;
 use crate::terminal::{self, RawMode};
@@ -222,6 +224,12 @@ impl<'a> Supervisor<'a> {
             .name
             .clone()
             .unwrap_or_else(|| format!("vm-{}", std::process::id()));
+        let auto_external = if args.kvp_host_items {
+            let id = args.vm_id.map_or_else(host_items::random_id, Ok)?;
+            HostFacts::read().items(&name, id)
+        } else {
+            Vec::new()
+        };
         let (listener, mut socket) = ControlSocket::bind(&name, args.api_socket.as_deref())?;
         log::info!("control socket: {}", socket.path().display());
         let (sockets, vsock) = open_sockets(args, registry, &mut socket)?;
@@ -229,7 +237,7 @@ impl<'a> Supervisor<'a> {
             max_version: args.vmbus_version,
             services: args.ic,
             sockets,
-            items: Arc::new(Mutex::new(args.kvp.iter().cloned().collect())),
+            items: Items::new(&args.kvp, auto_external),
             devices: args.device.clone(),
             trace,
             hub: log.clone(),

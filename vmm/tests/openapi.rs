@@ -325,13 +325,14 @@ fn perform(op: &Op) -> Answer {
             PowerAction::Shutdown | PowerAction::Reboot => Ok(json!({"accepted": true})),
             _ => Ok(json!({"done": true})),
         },
-        Op::Kvp(KvpRequest::List(_)) => answer(&ItemList {
+        Op::Kvp(KvpRequest::List(..)) => answer(&ItemList {
             items: vec![ItemEntry {
                 key: "role".into(),
                 value: "web".into(),
             }],
             unreadable: 1,
-            cut: false,
+            cut: true,
+            next: Some(1),
         }),
         Op::Kvp(KvpRequest::Get(..)) => Ok(json!({"value": "web"})),
         Op::Kvp(KvpRequest::GetIp(_)) => answer(&IpEntry {

@@ -5,7 +5,7 @@
 //! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
 //! command line decides: `agent.role=nest`, else a guest. Called as a program
 //! it does what tests need in a guest: `/init uio-…`, `/init vsock-…`,
-//! `/init kvp-pool …` and `/init kexec …`.
+//! `/init kvp-pool …`, `/init kvp-fill …` and `/init kexec …`.
 #![deny(unsafe_code)]
 // The library half has the public surface; what is public here is internal.
 #![allow(unreachable_pub)]
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Some("--serve-nest") => nest::serve(),
         Some("--serve-guest") => guest::serve(),
         Some("kvp-pool") => pool::run(&args.collect::<Vec<_>>()),
+        Some("kvp-fill") => pool::fill(&args.collect::<Vec<_>>()),
         Some("kexec") => kexec::run(&args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("vsock-") => vsock::run(name, &args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("uio-") => uio::run(name, &args.collect::<Vec<_>>()),

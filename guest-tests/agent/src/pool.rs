@@ -2,9 +2,12 @@
 //! A pool of data exchange as the guest's daemon keeps it in a file: records of
 //! 512 bytes of key and 2048 of value, each text ended by a zero. What is behind
 //! the zero is the daemon's memory.
+//!
+//! `/init kvp-pool FILE` shows one, `/init kvp-fill FILE COUNT` makes one.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 const KEY: usize = 512;
@@ -25,6 +28,39 @@ pub fn run(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// `/init kvp-fill FILE COUNT`: as many items as long as an item can be, of the
+/// characters that take most room when they are written out.
+pub fn fill(args: &[OsString]) -> ExitCode {
+    let count = match args {
+        [_, count] => count.to_str().and_then(|count| count.parse::<u32>().ok()),
+        _ => None,
+    };
+    let result = match (args.first(), count) {
+        (Some(file), Some(count)) => File::create(file).and_then(|file| {
+            let mut file = BufWriter::new(file);
+            (0..count).try_for_each(|number| file.write_all(&record(number)))?;
+            file.flush()
+        }),
+        _ => Err(io::Error::other("usage: /init kvp-fill FILE COUNT")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvp-fill: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn record(number: u32) -> Vec<u8> {
+    let mut record = format!("{number:04}").into_bytes();
+    record.resize(KEY - 1, 1);
+    record.push(0);
+    record.resize(KEY + VALUE - 1, 1);
+    record.push(0);
+    record
+}
+
 fn lines(pool: &[u8]) -> Vec<u8> {
     let mut lines = Vec::new();
     for record in pool.chunks(KEY + VALUE) {
@@ -40,6 +76,14 @@ fn lines(pool: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_made_item_is_as_long_as_it_can_be() {
+        let record = record(7);
+        assert_eq!(record.len(), KEY + VALUE);
+        let expected = [b"0007".as_slice(), &[1; KEY - 5], b"\n", &[1; VALUE - 1], b"\n"];
+        assert_eq!(lines(&record), expected.concat());
+    }
 
     #[test]
     fn texts_end_at_their_zero() {

@@ -37,11 +37,18 @@ pub enum Pool {
     Guest,
     /// What the guest's daemon tells of the system; nobody can write it.
     Auto,
+    /// What the host tells of itself and of the VM; its user cannot write it.
+    AutoExternal,
 }
 
 impl Pool {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::External, Self::Guest, Self::Auto];
+    pub const ALL: [Self; 4] = [
+        Self::External,
+        Self::Guest,
+        Self::Auto,
+        Self::AutoExternal,
+    ];
 
     /// The name in commands and paths.
     pub const fn name(self) -> &'static str {
@@ -49,6 +56,7 @@ impl Pool {
             Self::External => "external",
             Self::Guest => "guest",
             Self::Auto => "auto",
+            Self::AutoExternal => "auto-external",
         }
     }
 
@@ -58,6 +66,7 @@ impl Pool {
             Self::External => 0,
             Self::Guest => 1,
             Self::Auto => 2,
+            Self::AutoExternal => 3,
         }
     }
 }
@@ -82,7 +91,7 @@ impl FromStr for Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ItemError {
     /// No such pool.
-    #[error("there is no such pool: there are external, guest and auto")]
+    #[error("there is no such pool: there are external, guest, auto and auto-external")]
     UnknownPool,
     /// A key without a character.
     #[error("a key needs at least one character")]

@@ -27,7 +27,7 @@ fn set(name: &str, text: &str) -> KvpRequest {
 /// What Linux's daemon and driver do.
 #[derive(Default)]
 struct Daemon {
-    pools: [Vec<(String, String)>; 3],
+    pools: [Vec<(String, String)>; 4],
     /// Indices of the guest's pool that cannot be read.
     unreadable: Vec<usize>,
 }
@@ -37,14 +37,12 @@ fn text(field: &[u8]) -> String {
 }
 
 fn cut(text: &str, units: usize) -> String {
-    let mut short = String::new();
-    for character in text.chars() {
-        if short.encode_utf16().count() + character.len_utf16() > units {
-            break;
-        }
-        short.push(character);
-    }
-    short
+    let mut used = 0;
+    let fits = |character: &char| {
+        used += character.len_utf16();
+        used <= units
+    };
+    text.chars().take_while(fits).collect()
 }
 
 impl Daemon {
@@ -132,7 +130,7 @@ impl Exchange {
     }
 
     fn list(&mut self, daemon: &mut Daemon, pool: Pool) -> Listing {
-        match self.does(daemon, KvpRequest::List(pool)) {
+        match self.does(daemon, KvpRequest::List(pool, 0)) {
             Ok(KvpAnswer::Items(listing)) => listing,
             other => panic!("{other:?}"),
         }
@@ -160,7 +158,7 @@ fn versions_with_all_operations_are_offered() {
 fn a_guest_without_a_daemon_is_waited_for_and_then_gets_the_items() {
     let mut script = Script::new(Kvp::new([(key("a"), value("1"))]));
     script.open();
-    let asked = script.ask(KvpRequest::List(Pool::Auto));
+    let asked = script.ask(KvpRequest::List(Pool::Auto, 0));
     assert_eq!(asked, Err(ServiceError::NoDaemon));
     script.advance(secs(3600));
     assert_eq!(script.state(), ServiceState::NoDaemon);
@@ -253,7 +251,7 @@ fn a_request_goes_before_the_items_that_are_still_to_be_sent() {
     let mut script = Exchange::exchange(&[("a", "1"), ("b", "2"), ("c", "3")]);
     let mut daemon = Daemon::default();
     // "a" is in the ring already.
-    script.ask(KvpRequest::List(Pool::Guest)).unwrap();
+    script.ask(KvpRequest::List(Pool::Guest, 0)).unwrap();
     let reply = daemon.reply(script.take());
     script.send(&reply);
     let request = script.take();
@@ -281,35 +279,148 @@ fn an_unreadable_item_is_asked_for_twice_counted_and_left_out() {
     assert_eq!(script.device.counts().sent, 1 + 3 + 1 + 1);
     daemon.pools[1] = vec![("x".into(), String::new()); 40];
     daemon.unreadable = (0..40).collect();
-    let failed = script.does(&mut daemon, KvpRequest::List(Pool::Guest));
+    let failed = script.does(&mut daemon, KvpRequest::List(Pool::Guest, 0));
     assert_eq!(failed, Err(ServiceError::Guest(HResult::FAIL)));
+}
+
+#[test]
+fn sixteen_unreadable_items_are_left_out_and_one_more_is_the_guests_trouble() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    daemon.pools[1] = numbered(18, "v");
+    daemon.unreadable = (0..16).collect();
+    let listing = script.list(&mut daemon, Pool::Guest);
+    assert_eq!((listing.items.len(), listing.unreadable), (2, 16));
+    daemon.unreadable.push(17);
+    let failed = script.does(&mut daemon, KvpRequest::List(Pool::Guest, 0));
+    assert_eq!(failed, Err(ServiceError::Guest(HResult::FAIL)));
+}
+
+fn numbered(count: u32, value: &str) -> Vec<(String, String)> {
+    let all = (0..count).map(|number| (format!("{number:04}"), value.to_owned()));
+    all.collect()
 }
 
 #[test]
 fn a_guest_without_an_end_is_not_read_for_ever() {
     let mut script = Exchange::exchange(&[]);
-    script.ask(KvpRequest::List(Pool::Guest)).unwrap();
+    script
+        .ask(KvpRequest::List(Pool::Guest, MAX_LISTED - 7))
+        .unwrap();
     let mut daemon = Daemon::default();
     daemon.pools[1] = vec![("x".into(), "y".into())];
-    let mut packets = 0;
+    let mut indices = Vec::new();
     while let Some(sent) = script.try_take() {
         let mut request = sent.payload;
+        indices.push(u32::from_le_bytes(request[32..36].try_into().unwrap()));
         request[32..36].fill(0);
         let reply = daemon.reply(request);
         script.send(&reply);
-        packets += 1;
     }
-    assert_eq!(packets, walk::MAX_LISTED);
+    // The last one only shows that there are more.
+    assert_eq!(indices, (MAX_LISTED - 7..=MAX_LISTED).collect::<Vec<_>>());
     let Some(Ok(KvpAnswer::Items(listing))) = script.outcome() else {
         panic!("no listing");
     };
-    assert!(listing.cut && listing.items.len() == walk::MAX_LISTED);
+    assert_eq!((listing.items.len(), listing.cut), (7, true));
+    assert_eq!(listing.next, None);
+    let error = script
+        .ask(KvpRequest::List(Pool::Guest, MAX_LISTED + 1))
+        .unwrap_err();
+    assert_eq!(error.code(), "unsupported");
+    assert!(error.to_string().contains(&MAX_LISTED.to_string()));
+}
+
+#[test]
+fn a_pool_of_as_many_items_as_are_listed_is_listed_whole_and_searched_to_its_end() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    daemon.pools[1] = numbered(MAX_LISTED + 1, "v");
+    let (mut from, mut parts, mut all) = (0, 0, Vec::new());
+    let (mut cut, mut next) = (true, Some(0));
+    while let Some(index) = next {
+        assert!(cut && index >= from && usize::try_from(index) == Ok(all.len()));
+        from = index;
+        let listing = match script.does(&mut daemon, KvpRequest::List(Pool::Guest, index)) {
+            Ok(KvpAnswer::Items(listing)) => listing,
+            other => panic!("{other:?}"),
+        };
+        all.extend(listing.items);
+        (cut, next) = (listing.cut, listing.next);
+        parts += 1;
+    }
+    // 37 bytes each.
+    assert_eq!((all.len(), parts, cut), (4096, 2, true));
+    let last = KvpRequest::Get(Pool::Guest, key("4096"));
+    let found = script.does(&mut daemon, last);
+    assert!(matches!(found, Ok(KvpAnswer::Item(Some(item))) if item.value == "v"));
+    daemon.pools[1].pop();
+    let end = KvpRequest::List(Pool::Guest, from);
+    let Ok(KvpAnswer::Items(listing)) = script.does(&mut daemon, end) else {
+        panic!("no listing");
+    };
+    assert_eq!((listing.cut, listing.next), (false, None));
+}
+
+#[test]
+fn a_listing_ends_before_its_limit_in_bytes_and_the_next_one_goes_on_there() {
+    for (value, bytes) in [
+        ("v".repeat(1000), 1036),
+        ("\u{20ac}".repeat(500), 1536),
+        ("\"\\".repeat(400), 1636),
+        ("\u{1}\n".repeat(500), 6036),
+    ] {
+        let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+        let fit = MAX_LISTED_BYTES / bytes;
+        let count = u32::try_from(fit + 3).unwrap();
+        daemon.pools[1] = numbered(count, &value);
+        let first = script.list(&mut daemon, Pool::Guest);
+        assert_eq!(first.items.len(), fit, "{bytes} bytes each");
+        assert_eq!((first.cut, first.next), (true, Some(count - 3)));
+        let rest = KvpRequest::List(Pool::Guest, count - 3);
+        let Ok(KvpAnswer::Items(rest)) = script.does(&mut daemon, rest) else {
+            panic!("no listing");
+        };
+        let keys: Vec<_> = rest.items.iter().map(|item| item.key.clone()).collect();
+        let expected: Vec<_> = (count - 3..count).map(|n| format!("{n:04}")).collect();
+        assert_eq!(keys, expected);
+        assert_eq!((rest.cut, rest.next), (false, None));
+        // With as many as fit there is nothing more.
+        daemon.pools[1].truncate(fit);
+        let whole = script.list(&mut daemon, Pool::Guest);
+        assert_eq!((whole.items.len(), whole.cut), (fit, false));
+    }
+}
+
+#[test]
+fn the_host_keeps_1024_items_and_no_more() {
+    assert_eq!(MAX_ITEMS, 1024);
+    let named = |number: usize| (key(&format!("{number:04}")), value("v"));
+    let kvp = Kvp::new((0..MAX_ITEMS + 5).map(named));
+    let mut script = Script::ready(kvp.with_auto_external([named(1), named(2)]), (4, 0));
+    let mut daemon = Daemon::default();
+    script.serve(&mut daemon);
+    assert_eq!(script.device.items().len(), MAX_ITEMS);
+    assert_eq!(daemon.pools[0].len(), MAX_ITEMS);
+    let error = script.ask(set("one more", "v")).unwrap_err();
+    assert_eq!(error.code(), "unsupported");
+    assert!(error.to_string().contains(&MAX_ITEMS.to_string()));
+    // One that is there may change, and one that goes leaves its place to another.
+    let change = script.does(&mut daemon, set("1023", "new"));
+    assert_eq!(change, Ok(KvpAnswer::Done));
+    let delete = KvpRequest::Delete(Pool::External, key("0000"));
+    assert_eq!(script.does(&mut daemon, delete), Ok(KvpAnswer::Done));
+    let added = script.does(&mut daemon, set("one more", "v"));
+    assert_eq!(added, Ok(KvpAnswer::Done));
+    assert_eq!(script.device.items().len(), MAX_ITEMS);
+    // Those of the guest's pool are not the host's.
+    let guests = KvpRequest::Set(Pool::Guest, key("and another"), value("v"));
+    assert_eq!(script.does(&mut daemon, guests), Ok(KvpAnswer::Done));
+    assert_eq!(script.device.items().len(), MAX_ITEMS);
 }
 
 #[test]
 fn nonsense_ends_the_request_and_not_the_service() {
     let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
-    script.ask(KvpRequest::List(Pool::Guest)).unwrap();
+    script.ask(KvpRequest::List(Pool::Guest, 0)).unwrap();
     let request = script.take();
     script.send(&answer(request, 0));
     assert_eq!(script.outcome(), Some(Err(ServiceError::BadAnswer)));
@@ -431,7 +542,7 @@ fn while_nobody_watches_there_are_no_looks_and_then_one_at_once() {
     // What passes anyway tells as much as a look.
     script.device.watch(false);
     script.advance(secs(60));
-    let list = KvpRequest::List(Pool::Guest);
+    let list = KvpRequest::List(Pool::Guest, 0);
     script.does(&mut daemon, list).unwrap();
     script.device.watch(true);
     script.poke();
@@ -456,6 +567,115 @@ fn items_that_vanish_while_nobody_watches_are_sent_again_too() {
         .unwrap();
     script.advance(secs(3600));
     assert_eq!(script.unread(), 0);
+}
+
+/// Operation, pool and index of the request that the guest has.
+fn asked(script: &mut Exchange, daemon: &mut Daemon) -> (u8, u8, u32) {
+    let request = script.take();
+    let index = u32::from_le_bytes(request[32..36].try_into().unwrap());
+    let asked = (request[28], request[29], index);
+    let reply = daemon.reply(request);
+    script.send(&reply);
+    asked
+}
+
+fn both() -> (Exchange, Daemon) {
+    let pair = |(name, text): (&str, &str)| (key(name), value(text));
+    let kvp = Kvp::new([("a", "1"), ("b", "2"), ("c", "3")].map(pair));
+    let facts = [("HostName", "h"), ("VirtualMachineId", "7")].map(pair);
+    let mut script = Script::ready(kvp.with_auto_external(facts), (4, 0));
+    let mut daemon = Daemon::default();
+    script.serve(&mut daemon);
+    (script, daemon)
+}
+
+#[test]
+fn a_look_asks_for_the_last_item_of_either_pool_in_turn() {
+    let (mut script, mut daemon) = both();
+    for expected in [(3, 0, 2), (3, 3, 1), (3, 0, 2), (3, 3, 1)] {
+        script.advance(secs(5));
+        assert_eq!(asked(&mut script, &mut daemon), expected);
+        assert_eq!(script.unread(), 0, "nothing is amiss");
+    }
+    // With one pool it is that one, also when it is the host's own.
+    let mut alone = Exchange::exchange(&[("a", "1"), ("b", "2")]);
+    let facts = [(key("k"), value("v"))];
+    let mut own = Script::ready(Kvp::new([]).with_auto_external(facts), (4, 0));
+    for (script, expected) in [(&mut alone, (3, 0, 1)), (&mut own, (3, 3, 0))] {
+        let mut daemon = Daemon::default();
+        script.serve(&mut daemon);
+        for _ in 0..2 {
+            script.advance(secs(5));
+            assert_eq!(asked(script, &mut daemon), expected);
+        }
+    }
+    // Without any it only shows whether the daemon is there.
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    script.advance(secs(5));
+    assert_eq!(asked(&mut script, &mut daemon), (3, 0, 0));
+    assert_eq!(script.unread(), 0);
+}
+
+#[test]
+fn what_the_host_tells_of_itself_goes_the_way_of_the_users_items() {
+    let (mut script, mut daemon) = both();
+    let facts = [("HostName", "h"), ("VirtualMachineId", "7")];
+    let facts = facts.map(|(a, b)| (a.to_owned(), b.to_owned()));
+    assert_eq!(daemon.pools[3], facts);
+    assert_eq!(daemon.pools[0].len(), 3);
+    assert_eq!(script.detail(), "5 items of the host's, all in the guest");
+    let listing = script.list(&mut daemon, Pool::AutoExternal);
+    assert_eq!(items(&listing), [("HostName", "h"), ("VirtualMachineId", "7")]);
+    // Not the user's to write.
+    let (pool, name) = (Pool::AutoExternal, key("HostName"));
+    for request in [
+        KvpRequest::Set(pool, name.clone(), value("x")),
+        KvpRequest::Delete(pool, name),
+    ] {
+        assert_eq!(script.ask(request).unwrap_err().code(), "unsupported");
+    }
+    // One that is lost is noticed, and refused ones are tried again.
+    daemon.pools[3].remove(0);
+    script.advance(secs(5));
+    script.serve(&mut daemon);
+    script.advance(secs(5));
+    while let Some(sent) = script.try_take() {
+        let reply = match sent.payload[28] {
+            1 => answer(sent.payload, HResult::FAIL.0),
+            _ => daemon.reply(sent.payload),
+        };
+        script.send(&reply);
+    }
+    assert_eq!(script.device.unsent_items(), 5);
+    script.advance(secs(5));
+    script.serve(&mut daemon);
+    daemon.pools[3].sort();
+    assert_eq!(daemon.pools[3], facts);
+    // A daemon that starts anew has lost all.
+    script.ask(set("b", "2")).unwrap();
+    script.advance(secs(2));
+    daemon = Daemon::default();
+    script.serve(&mut daemon);
+    assert_eq!(daemon.pools[3], facts);
+    assert_eq!(daemon.pools[0].len(), 3);
+}
+
+#[test]
+fn an_idle_guest_is_not_woken_for_what_the_host_tells_of_itself() {
+    let facts = [(key("HostName"), value("h"))];
+    let mut script = Script::ready(Kvp::new([]).with_auto_external(facts), (4, 0));
+    let mut daemon = Daemon::default();
+    script.serve(&mut daemon);
+    script.device.watch(false);
+    script.poke();
+    daemon.pools[3].clear();
+    script.advance(secs(24 * 3600));
+    assert_eq!(script.unread(), 0);
+    // It is put right as soon as somebody watches.
+    script.device.watch(true);
+    script.poke();
+    script.serve(&mut daemon);
+    assert_eq!(daemon.pools[3].len(), 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ics_devices::fcopy::Target;
-use ics_devices::kvp::{Adapter, IpConfig, Key, Pool, Value};
+use ics_devices::kvp::{Adapter, IpConfig, Key, MAX_LISTED, Pool, Value};
 use ics_devices::{KvpRequest, VssRequest};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,10 @@ pub struct ItemList {
     pub unreadable: u32,
     /// There are more.
     pub cut: bool,
+    /// Where to go on: `?from=N` gives the rest. Nothing at the end, or where no more
+    /// are listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
 }
 
 /// `GET /v1/ip/MAC`.
@@ -130,7 +134,7 @@ impl Default for FreezeBody {
 /// path is another's.
 pub fn route(request: &Request, parts: &[&str], method: &str) -> Option<Result<Op, ApiError>> {
     Some(match (parts, method) {
-        (["v1", "kvp", pool], "GET") => parse_pool(pool).map(KvpRequest::List).map(Op::Kvp),
+        (["v1", "kvp", pool], "GET") => list(request, pool).map(Op::Kvp),
         (["v1", "kvp", pool, key], method @ ("GET" | "PUT" | "DELETE")) => {
             item(request, method, pool, key).map(Op::Kvp)
         }
@@ -199,6 +203,24 @@ fn flag(name: &str, value: &str) -> Result<bool, ApiError> {
             "{name} is true or false, not '{value}'"
         ))),
     }
+}
+
+fn list(request: &Request, pool: &str) -> Result<KvpRequest, ApiError> {
+    let pool = parse_pool(pool)?;
+    let (_, query) = request.target.split_once('?').unwrap_or_default();
+    let mut from = 0;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let number = pair.strip_prefix("from=").ok_or_else(|| {
+            ApiError::bad_request(format!("the query has '{pair}': there is from=NUMBER"))
+        })?;
+        let valid = number.parse().ok().filter(|from| *from <= MAX_LISTED);
+        from = valid.ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "from: expected a number from 0 to {MAX_LISTED}, not '{number}'"
+            ))
+        })?;
+    }
+    Ok(KvpRequest::List(pool, from))
 }
 
 fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpRequest, ApiError> {
@@ -322,8 +344,10 @@ pub fn encoded(text: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use ics_devices::kvp::MAX_LISTED_BYTES;
     use vmm_sys_util::eventfd::EventFd;
 
+    use super::super::server::MAX_ANSWER;
     use super::*;
 
     fn find(method: &str, target: &str, body: &str) -> Result<Op, ApiError> {
@@ -333,7 +357,8 @@ mod tests {
             body: body.into(),
             keep_alive: true,
         };
-        let parts: Vec<&str> = target.trim_matches('/').split('/').collect();
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         route(&request, &parts, method).expect("a path of these services")
     }
 
@@ -370,6 +395,40 @@ mod tests {
         assert!(error.message.contains("1023 are the most"), "{error}");
         assert_eq!(find("GET", "/v1/kvp/pond", "").unwrap_err().status, 404);
         assert_eq!(find("GET", "/v1/kvp/auto/%zz", "").unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn a_listing_begins_where_the_query_says() {
+        let list = |pool, from| Ok(Op::Kvp(KvpRequest::List(pool, from)));
+        let get = |target| find("GET", target, "");
+        assert_eq!(get("/v1/kvp/guest"), list(Pool::Guest, 0));
+        assert_eq!(get("/v1/kvp/guest?from=52"), list(Pool::Guest, 52));
+        let last = format!("/v1/kvp/auto-external?from={MAX_LISTED}");
+        assert_eq!(get(&last), list(Pool::AutoExternal, MAX_LISTED));
+        for query in ["from", "from=", "from=-1", "from=x", "from=4097", "to=7"] {
+            let error = get(&format!("/v1/kvp/guest?{query}")).unwrap_err();
+            assert_eq!(error.status, 400, "{query}");
+        }
+    }
+
+    #[test]
+    fn the_largest_listing_is_an_answer_that_waits_for_its_client() {
+        let item = ItemEntry {
+            key: "\u{1}".repeat(10),
+            value: "\u{1}\n\u{7f}\u{80}\u{20ac}\"\\".repeat(9),
+        };
+        // As the service counts them.
+        let counted = 32 + 10 * 6 + (4 * 6 + 3 + 2 + 2) * 9;
+        let count = MAX_LISTED_BYTES / counted;
+        let list = ItemList {
+            items: vec![item; count],
+            unreadable: 16,
+            cut: true,
+            next: Some(MAX_LISTED),
+        };
+        let written = serde_json::to_string(&list).unwrap();
+        assert!(written.len() <= MAX_LISTED_BYTES + 100);
+        assert!(MAX_LISTED_BYTES + 100 <= MAX_ANSWER);
     }
 
     #[test]

@@ -10,13 +10,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::CtlError;
+use crate::api::server::MAX_OUTPUT;
 use crate::api::socket;
 use crate::api::types::{ApiError, ErrorBody};
 
 /// Longer than the longest operation may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// An answer is a few kilobytes.
-const MAX_ANSWER: u64 = 16 << 20;
+/// Where more than the longest answer is announced, it is no VM's.
+const MAX_LENGTH: u64 = MAX_OUTPUT as u64;
 
 /// The VM's status without a look at the guest: for who does not want to know of its
 /// daemons.
@@ -193,7 +194,13 @@ impl Client {
 fn answer(reader: &mut impl BufRead) -> Result<Value, CtlError> {
     let (status, length) = head(reader)?;
     let mut json = Vec::new();
-    let length = length.unwrap_or(MAX_ANSWER).min(MAX_ANSWER);
+    let length = length.unwrap_or(MAX_LENGTH);
+    if length > MAX_LENGTH {
+        return Err(CtlError::Protocol(format!(
+            "its answer is {length} bytes long, and {MAX_LENGTH} are the most: is vmmctl of \
+             another version than the VM's vmm?"
+        )));
+    }
     reader.take(length).read_to_end(&mut json)?;
     let bad = |error: serde_json::Error| CtlError::Protocol(error.to_string());
     if status == 200 {

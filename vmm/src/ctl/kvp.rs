@@ -5,6 +5,8 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, stdout};
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -13,6 +15,12 @@ use super::client::Client;
 use super::commands::{parse, print};
 use super::{CtlError, show};
 use crate::api::data::{IpBody, IpEntry, ItemBody, ItemList, ValueKind, encoded};
+
+/// A listing that was begun is not given up because somebody else's request is in work:
+/// it waits so long for its next part.
+const TURN: Duration = Duration::from_millis(100);
+/// So many times: half a minute, the longest that a guest takes to answer.
+const TRIES: u32 = 300;
 
 /// `vmmctl kvp`.
 #[derive(Debug, Subcommand)]
@@ -27,7 +35,8 @@ pub enum Kvp {
     Get {
         /// Its name
         key: String,
-        /// In this pool only [default: the first of external, guest and auto that has it]
+        /// In this pool only [default: the first of external, guest, auto and auto-external that
+        /// has it]
         #[arg(long, value_name = "POOL")]
         pool: Option<PoolName>,
     },
@@ -64,16 +73,24 @@ pub enum PoolName {
     Guest,
     /// What the guest tells of itself
     Auto,
+    /// What the host tells of itself and of the VM
+    AutoExternal,
 }
 
 impl PoolName {
-    const ALL: [Self; 3] = [Self::External, Self::Guest, Self::Auto];
+    const ALL: [Self; 4] = [
+        Self::External,
+        Self::Guest,
+        Self::Auto,
+        Self::AutoExternal,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::External => "external",
             Self::Guest => "guest",
             Self::Auto => "auto",
+            Self::AutoExternal => "auto-external",
         }
     }
 }
@@ -167,33 +184,72 @@ fn path(pool: PoolName, key: &str) -> String {
 }
 
 fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError> {
-    let ask = |pool: PoolName| vm.get(&format!("/v1/kvp/{}", pool.name()));
     if let Some(pool) = pool {
-        let answer = ask(pool)?;
-        return print(json, &answer, || {
-            let list: ItemList = parse(&answer)?;
+        let list = whole(|target| vm.get(target), pool)?;
+        return print(json, &to_json(&list)?, || {
             let rows = list.items.iter();
             let rows = rows.map(|item| [shown(&item.key), shown(&item.value)]);
             Ok(show::table(["KEY", "VALUE"], rows) + &remarks(&list))
         });
     }
-    let mut answers = Map::new();
+    let mut lists = Vec::new();
     for pool in PoolName::ALL {
-        answers.insert(pool.name().into(), ask(pool)?);
+        lists.push((pool.name(), whole(|target| vm.get(target), pool)?));
     }
-    let all = Value::Object(answers);
-    print(json, &all, || {
-        let mut rows = Vec::new();
-        let mut end = String::new();
-        for pool in PoolName::ALL {
-            let list: ItemList = parse(&all[pool.name()])?;
-            end.push_str(&remarks(&list));
-            for item in list.items {
-                rows.push([pool.name().to_owned(), shown(&item.key), shown(&item.value)]);
-            }
-        }
-        Ok(show::table(["POOL", "KEY", "VALUE"], rows.into_iter()) + &end)
+    if json {
+        let all: Result<Map<String, Value>, CtlError> = lists
+            .iter()
+            .map(|(pool, list)| Ok(((*pool).to_owned(), to_json(list)?)))
+            .collect();
+        return print(json, &Value::Object(all?), || Ok(String::new()));
+    }
+    print(json, &Value::Null, || {
+        let rows = lists.iter().flat_map(|(pool, list)| {
+            let items = list.items.iter();
+            items.map(|item| [(*pool).to_owned(), shown(&item.key), shown(&item.value)])
+        });
+        let end: String = lists.iter().map(|(_, list)| remarks(list)).collect();
+        Ok(show::table(["POOL", "KEY", "VALUE"], rows) + &end)
     })
+}
+
+fn to_json(list: &ItemList) -> Result<Value, CtlError> {
+    serde_json::to_value(list).map_err(|error| CtlError::Protocol(error.to_string()))
+}
+
+/// All parts of a pool's listing, one after the other.
+fn whole(
+    mut get: impl FnMut(&str) -> Result<Value, CtlError>,
+    pool: PoolName,
+) -> Result<ItemList, CtlError> {
+    let mut path = format!("/v1/kvp/{}", pool.name());
+    let mut list: ItemList = parse(&get(&path)?)?;
+    while let Some(from) = list.next {
+        path = format!("/v1/kvp/{}?from={from}", pool.name());
+        let part: ItemList = parse(&patiently(&mut get, &path)?)?;
+        if part.next.is_some_and(|next| next <= from) {
+            let message = format!("the listing of {} does not go on after {from}", pool.name());
+            return Err(CtlError::Protocol(message));
+        }
+        list.items.extend(part.items);
+        list.unreadable = list.unreadable.saturating_add(part.unreadable);
+        (list.cut, list.next) = (part.cut, part.next);
+    }
+    Ok(list)
+}
+
+/// Between two parts of a listing others have their turn.
+fn patiently(
+    get: &mut impl FnMut(&str) -> Result<Value, CtlError>,
+    path: &str,
+) -> Result<Value, CtlError> {
+    for _ in 0..TRIES {
+        match get(path) {
+            Err(CtlError::Api(error)) if error.code == "busy" => thread::sleep(TURN),
+            other => return other,
+        }
+    }
+    get(path)
 }
 
 /// A value on one line, without what could move a terminal's cursor.
@@ -213,7 +269,11 @@ fn remarks(list: &ItemList) -> String {
         );
     }
     if list.cut {
-        text += "there are more items\n";
+        let _ = writeln!(
+            text,
+            "there are more items than the {} that are listed: vmmctl kvp get KEY finds any",
+            list.items.len()
+        );
     }
     text
 }
@@ -266,5 +326,66 @@ pub fn ip(vm: &Client, what: &Ip, json: bool) -> Result<(), CtlError> {
             let done = vm.send("PUT", &format!("/v1/ip/{}", encoded(&set.adapter)), &body)?;
             print(json, &done, || Ok(String::new()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::ApiError;
+
+    #[test]
+    fn a_pool_is_read_part_by_part_and_waits_for_its_turn() {
+        let mut asked = Vec::new();
+        let list = whole(
+            |target| {
+                asked.push(target.to_owned());
+                let item = |key: &str| json!([{"key": key, "value": "v"}]);
+                Ok(match asked.len() {
+                    1 => json!({"items": item("a"), "unreadable": 1, "cut": true, "next": 7}),
+                    2 | 3 => return Err(ApiError::new(409, "busy", "host", "").into()),
+                    4 => json!({"items": item("b"), "unreadable": 2, "cut": true, "next": 9}),
+                    _ => json!({"items": item("c"), "unreadable": 0, "cut": false}),
+                })
+            },
+            PoolName::Guest,
+        );
+        let list = list.unwrap();
+        let part = |from: u32| format!("/v1/kvp/guest?from={from}");
+        assert_eq!(
+            asked,
+            ["/v1/kvp/guest".to_owned(), part(7), part(7), part(7), part(9)]
+        );
+        let keys: Vec<_> = list.items.iter().map(|item| item.key.as_str()).collect();
+        assert_eq!(keys, ["a", "b", "c"]);
+        assert_eq!((list.unreadable, list.cut, list.next), (3, false, None));
+        assert_eq!(to_json(&list).unwrap()["next"], Value::Null);
+    }
+
+    #[test]
+    fn a_listing_that_goes_in_circles_or_cannot_begin_ends() {
+        let circle = json!({"items": [], "unreadable": 0, "cut": true, "next": 7});
+        let error = whole(|_| Ok(circle.clone()), PoolName::Auto).unwrap_err();
+        assert!(error.to_string().contains("does not go on after 7"), "{error}");
+        let mut asked = 0;
+        let busy = whole(
+            |_| {
+                asked += 1;
+                Err(ApiError::new(409, "busy", "host", "").into())
+            },
+            PoolName::Auto,
+        );
+        assert!(matches!(busy, Err(CtlError::Api(error)) if error.code == "busy"));
+        assert_eq!(asked, 1, "who asks first is told at once");
+    }
+
+    #[test]
+    fn what_is_not_listed_is_told_with_where_to_find_it() {
+        let list = ItemList {
+            cut: true,
+            ..ItemList::default()
+        };
+        assert!(remarks(&list).contains("vmmctl kvp get KEY"));
+        assert_eq!(remarks(&ItemList::default()), "");
     }
 }

@@ -29,7 +29,23 @@ const KVP_LIMIT: Duration = Duration::from_secs(35);
 const LIST_LIMIT: Duration = Duration::from_secs(120);
 
 /// The host's items, as they are to be after a reset.
-pub type Items = Arc<Mutex<BTreeMap<Key, Value>>>;
+#[derive(Clone, Debug, Default)]
+pub struct Items {
+    /// The user's.
+    external: Arc<Mutex<BTreeMap<Key, Value>>>,
+    /// What the host tells of itself and of the VM.
+    auto_external: Arc<[(Key, Value)]>,
+}
+
+impl Items {
+    /// Of the user's, and of the host's own.
+    pub fn new(external: &[(Key, Value)], auto_external: Vec<(Key, Value)>) -> Self {
+        Self {
+            external: Arc::new(Mutex::new(external.iter().cloned().collect())),
+            auto_external: auto_external.into(),
+        }
+    }
+}
 
 /// What waits for outcomes.
 #[derive(Debug)]
@@ -65,9 +81,13 @@ impl Data {
         }
     }
 
-    /// The host's items.
-    pub fn items(&self) -> BTreeMap<Key, Value> {
-        self.items.lock().clone()
+    /// The service with the host's items.
+    pub fn kvp(&self) -> Kvp {
+        let Items {
+            external,
+            auto_external,
+        } = &self.items;
+        Kvp::new(external.lock().clone()).with_auto_external(auto_external.iter().cloned())
     }
 
     /// The service is taken back; who waits for it is told.
@@ -95,7 +115,7 @@ impl Data {
 impl Services {
     pub(super) fn kvp(&mut self, host: &mut Bus, now: Duration, request: KvpRequest, reply: Reply) {
         let limit = match request {
-            KvpRequest::List(_) | KvpRequest::Get(..) => LIST_LIMIT,
+            KvpRequest::List(..) | KvpRequest::Get(..) => LIST_LIMIT,
             _ => KVP_LIMIT,
         };
         let result = self.device::<Kvp>(host, Service::Kvp).and_then(|relid| {
@@ -205,7 +225,7 @@ impl Services {
                 && let KvpRequest::Set(Pool::External, ..) | KvpRequest::Delete(Pool::External, _) =
                     request
             {
-                self.data.items.lock().clone_from(device.items());
+                self.data.items.external.lock().clone_from(device.items());
             }
             reply.send(match result {
                 Ok(done) => kvp_answer(&request, done),
@@ -324,6 +344,7 @@ fn list(listing: Listing) -> ItemList {
         items: items.collect(),
         unreadable: listing.unreadable,
         cut: listing.cut,
+        next: listing.next,
     }
 }
 

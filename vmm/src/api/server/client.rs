@@ -12,11 +12,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::super::http;
 use super::super::pipe::Pipe;
 use super::super::routes::Stream;
-use super::super::types::{Answer, ErrorBody};
+use super::super::types::{Answer, ApiError, ErrorBody};
 use crate::audience::Watcher;
 
-/// Bytes of lines that wait for one client.
-const MAX_OUTPUT: usize = 256 << 10;
+/// Bytes that wait for one client: lines of what it follows, or one answer.
+pub const MAX_OUTPUT: usize = 256 << 10;
+/// Bytes of an answer's body; the rest is for its head.
+pub const MAX_ANSWER: usize = MAX_OUTPUT - (1 << 10);
 /// Bytes in which a client is told how many lines it was too slow for.
 const TOLD: usize = 40;
 /// Bytes read at once.
@@ -206,16 +208,26 @@ impl Client {
                 Err(_) => return Err(Gone),
             }
         }
+        // Who has read a long answer and stays does not keep its memory.
+        self.output = Vec::new();
         Ok(())
     }
 
     pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
-        let (status, json) = match answer {
-            Ok(value) => (200, to_vec(&value)),
-            Err(error) => (error.status, to_vec(&ErrorBody { error })),
-        };
         // Values that come from serde can be written by it.
-        let mut json = json.unwrap_or_default();
+        let error = |error: ApiError| {
+            to_vec(&ErrorBody { error }).unwrap_or_default()
+        };
+        let (mut status, mut json) = match answer {
+            Ok(value) => (200, to_vec(&value).unwrap_or_default()),
+            Err(failed) => (failed.status, error(failed)),
+        };
+        // Whoever answers keeps to less; this is what bounds the memory.
+        if json.len() > MAX_ANSWER {
+            let message = format!("the answer is longer than {MAX_ANSWER} bytes");
+            let long = ApiError::new(500, "too-long", "api", message);
+            (status, json) = (long.status, error(long));
+        }
         json.push(b'\n');
         self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
     }

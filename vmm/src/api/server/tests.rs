@@ -40,6 +40,9 @@ fn fixture(name: &str) -> Fixture {
             match call.op {
                 Op::Time => kept.push(call.reply),
                 Op::TimeSync => drop(call.reply),
+                // As long as an answer can be, and one byte more.
+                Op::VssState => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
+                Op::Hvsocket(_) => call.reply.send(Ok("x".repeat(MAX_ANSWER - 1).into())),
                 Op::Copy(file) => take_file(&file, call.reply),
                 op => call.reply.send(Ok(json!({"op": format!("{op:?}")}))),
             }
@@ -160,6 +163,30 @@ fn silent_and_waiting_clients_hold_up_nobody() {
     assert_eq!(fixture.ask(STATUS).0, 200);
     assert!(start.elapsed() < Duration::from_secs(5));
     drop(silent);
+}
+
+#[test]
+fn an_answer_is_as_long_as_may_wait_for_a_client_and_no_longer() {
+    let fixture = fixture("long");
+    let (status, body) = fixture.ask("GET /v1/vss HTTP/1.1\r\n\r\n");
+    assert_eq!((status, body.len()), (200, MAX_ANSWER + 1));
+    let (status, body) = fixture.ask("GET /v1/hvsocket/services HTTP/1.1\r\n\r\n");
+    assert_eq!(status, 500);
+    assert!(body.contains("too-long") && body.len() < 200, "{body}");
+    // Who does not read holds up nobody, and more than one answer does not wait for it.
+    let silent: Vec<_> = (0..MAX_CLIENTS)
+        .map(|_| {
+            let mut stream = fixture.connect();
+            let twice = "GET /v1/vss HTTP/1.1\r\n\r\n".repeat(2);
+            stream.write_all(twice.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(fixture.ask(STATUS).0, 200);
+    let mut last = BufReader::new(silent.into_iter().next_back().unwrap());
+    for _ in 0..2 {
+        assert_eq!(answer_of(&mut last).1.len(), MAX_ANSWER + 1);
+    }
 }
 
 #[test]

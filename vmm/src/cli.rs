@@ -614,7 +614,10 @@ mod tests {
         let parsed = parse(&["--vm-id", id]).unwrap().vm_id.unwrap();
         assert_eq!(parsed.to_string().to_uppercase(), id);
         let error = parse(&["--vm-id", "7"]).unwrap_err();
-        assert!(error.contains("--vm-id") && error.contains("32 hex"), "{error}");
+        assert!(
+            error.contains("--vm-id") && error.contains("32 hex"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -46,7 +46,12 @@ pub struct HostFacts {
 impl HostFacts {
     /// Of this host. What it does not tell is left at what says least.
     pub fn read() -> Self {
-        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let text = |path: &str| {
+            fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
         let number = |path: &str| text(path).parse::<u64>().ok();
         let cpu = "/sys/devices/system/cpu/cpu0";
         let limits = number(&format!("{cpu}/cpufreq/cpuinfo_min_freq"))
@@ -189,7 +194,11 @@ mod tests {
         assert_eq!(silent.len(), 16);
         silent.retain(|item| item.starts_with("HostingSystemOs") || item.ends_with('='));
         let (major, minor) = ("HostingSystemOsMajor=0", "HostingSystemOsMinor=0");
-        let names = ["HostName=", "PhysicalHostName=", "PhysicalHostNameFullyQualified="];
+        let names = [
+            "HostName=",
+            "PhysicalHostName=",
+            "PhysicalHostNameFullyQualified=",
+        ];
         assert_eq!(silent, [names[0], major, minor, names[1], names[2]]);
         let long = HostFacts {
             name: "n".repeat(2000),
@@ -201,10 +210,16 @@ mod tests {
     #[test]
     fn this_host_has_a_name_and_a_version() {
         let facts = HostFacts::read();
-        assert!(!facts.name.is_empty() && facts.release.contains('.'), "{facts:?}");
+        assert!(
+            !facts.name.is_empty() && facts.release.contains('.'),
+            "{facts:?}"
+        );
         assert!((1..=100).contains(&facts.slowest_percent));
         assert_eq!(percent(800, 3200), 25);
-        assert_eq!((percent(1, 0), percent(9, 3), percent(1, 1000)), (100, 100, 1));
+        assert_eq!(
+            (percent(1, 0), percent(9, 3), percent(1, 1000)),
+            (100, 100, 1)
+        );
         assert!(is_guest("processor : 0\nflags\t\t: fpu hypervisor lm\n"));
         assert!(!is_guest("model name : hypervisor\nflags\t\t: fpu lm\n"));
     }

@@ -5,7 +5,7 @@
 //! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
 //! command line decides: `agent.role=nest`, else a guest. Called as a program
 //! it does what tests need in a guest: `/init uio-…`, `/init vsock-…`,
-//! `/init kvp-pool …`, `/init kvp-fill …` and `/init kexec …`.
+//! `/init kvp-pool …`, `/init kvp-fill …`, `/init kvp-serve …` and `/init kexec …`.
 #![deny(unsafe_code)]
 // The library half has the public surface; what is public here is internal.
 #![allow(unreachable_pub)]
@@ -13,6 +13,7 @@
 mod child;
 mod guest;
 mod kexec;
+mod kvpd;
 mod machine;
 mod nest;
 mod pool;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Some("--serve-guest") => guest::serve(),
         Some("kvp-pool") => pool::run(&args.collect::<Vec<_>>()),
         Some("kvp-fill") => pool::fill(&args.collect::<Vec<_>>()),
+        Some("kvp-serve") => kvpd::run(&args.collect::<Vec<_>>()),
         Some("kexec") => kexec::run(&args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("vsock-") => vsock::run(name, &args.collect::<Vec<_>>()),
         Some(name) if name.starts_with("uio-") => uio::run(name, &args.collect::<Vec<_>>()),

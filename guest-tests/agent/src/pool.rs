@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-const KEY: usize = 512;
+/// Bytes of a key in a record.
+pub const KEY: usize = 512;
 const VALUE: usize = 2048;
 
 /// `/init kvp-pool FILE`: the texts, one a line.
@@ -28,8 +29,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// `/init kvp-fill FILE COUNT`: as many items as long as an item can be, of the
-/// characters that take most room when they are written out.
+/// `/init kvp-fill FILE COUNT`: as many of the [longest items](record).
 pub fn fill(args: &[OsString]) -> ExitCode {
     let count = match args {
         [_, count] => count.to_str().and_then(|count| count.parse::<u32>().ok()),
@@ -52,7 +52,9 @@ pub fn fill(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn record(number: u32) -> Vec<u8> {
+/// An item as long as one can be, of the characters that take most room when they
+/// are written out.
+pub fn record(number: u32) -> Vec<u8> {
     let mut record = format!("{number:04}").into_bytes();
     record.resize(KEY - 1, 1);
     record.push(0);
@@ -81,7 +83,13 @@ mod tests {
     fn a_made_item_is_as_long_as_it_can_be() {
         let record = record(7);
         assert_eq!(record.len(), KEY + VALUE);
-        let expected = [b"0007".as_slice(), &[1; KEY - 5], b"\n", &[1; VALUE - 1], b"\n"];
+        let expected = [
+            b"0007".as_slice(),
+            &[1; KEY - 5],
+            b"\n",
+            &[1; VALUE - 1],
+            b"\n",
+        ];
         assert_eq!(lines(&record), expected.concat());
     }
 

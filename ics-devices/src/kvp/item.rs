@@ -43,12 +43,7 @@ pub enum Pool {
 
 impl Pool {
     /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::External,
-        Self::Guest,
-        Self::Auto,
-        Self::AutoExternal,
-    ];
+    pub const ALL: [Self; 4] = [Self::External, Self::Guest, Self::Auto, Self::AutoExternal];
 
     /// The name in commands and paths.
     pub const fn name(self) -> &'static str {

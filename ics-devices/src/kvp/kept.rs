@@ -118,7 +118,8 @@ impl Kept {
             (Pool::External, &self.external),
             (Pool::AutoExternal, &self.auto_external),
         ] {
-            self.dirty.extend(kept.keys().map(|key| (pool, key.clone())));
+            self.dirty
+                .extend(kept.keys().map(|key| (pool, key.clone())));
         }
         self.dirty.append(&mut self.failed);
         self.retry_at = None;
@@ -165,7 +166,9 @@ impl Kept {
             Pool::AutoExternal if is_empty(Pool::AutoExternal) => Pool::External,
             pool => pool,
         };
-        let last = self.pool(pool).map_or(0, |kept| kept.len().saturating_sub(1));
+        let last = self
+            .pool(pool)
+            .map_or(0, |kept| kept.len().saturating_sub(1));
         (pool, u32::try_from(last).unwrap_or(0))
     }
 

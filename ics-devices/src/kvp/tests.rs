@@ -625,7 +625,10 @@ fn what_the_host_tells_of_itself_goes_the_way_of_the_users_items() {
     assert_eq!(daemon.pools[0].len(), 3);
     assert_eq!(script.detail(), "5 items of the host's, all in the guest");
     let listing = script.list(&mut daemon, Pool::AutoExternal);
-    assert_eq!(items(&listing), [("HostName", "h"), ("VirtualMachineId", "7")]);
+    assert_eq!(
+        items(&listing),
+        [("HostName", "h"), ("VirtualMachineId", "7")]
+    );
     // Not the user's to write.
     let (pool, name) = (Pool::AutoExternal, key("HostName"));
     for request in [

@@ -32,8 +32,7 @@ const ESCAPE_BYTES: usize = 6;
 const MAX_UNREADABLE: u32 = 16;
 
 // A listing makes progress: the longest item fits.
-const _: () =
-    assert!(ITEM_BYTES + ESCAPE_BYTES * (MAX_KEY + MAX_VALUE + 2) <= MAX_LISTED_BYTES);
+const _: () = assert!(ITEM_BYTES + ESCAPE_BYTES * (MAX_KEY + MAX_VALUE + 2) <= MAX_LISTED_BYTES);
 
 /// Items of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn a_listing_begins_where_the_query_says() {
         let list = |pool, from| Ok(Op::Kvp(KvpRequest::List(pool, from)));
-        let get = |target| find("GET", target, "");
+        let get = |target: &str| find("GET", target, "");
         assert_eq!(get("/v1/kvp/guest"), list(Pool::Guest, 0));
         assert_eq!(get("/v1/kvp/guest?from=52"), list(Pool::Guest, 52));
         let last = format!("/v1/kvp/auto-external?from={MAX_LISTED}");

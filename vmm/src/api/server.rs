@@ -34,8 +34,8 @@ use crate::events::{EventHub, EventLines};
 use crate::feed::FeedEnd;
 use crate::sandbox::{self, Kind};
 use crate::trace::Trace;
-pub use client::{MAX_ANSWER, MAX_OUTPUT};
 use client::{Client, Gone, State, Upload};
+pub use client::{MAX_ANSWER, MAX_OUTPUT};
 
 /// Connections at once. When all are taken, one that has asked for nothing goes.
 const MAX_CLIENTS: usize = 64;

@@ -78,12 +78,7 @@ pub enum PoolName {
 }
 
 impl PoolName {
-    const ALL: [Self; 4] = [
-        Self::External,
-        Self::Guest,
-        Self::Auto,
-        Self::AutoExternal,
-    ];
+    const ALL: [Self; 4] = [Self::External, Self::Guest, Self::Auto, Self::AutoExternal];
 
     const fn name(self) -> &'static str {
         match self {
@@ -354,7 +349,13 @@ mod tests {
         let part = |from: u32| format!("/v1/kvp/guest?from={from}");
         assert_eq!(
             asked,
-            ["/v1/kvp/guest".to_owned(), part(7), part(7), part(7), part(9)]
+            [
+                "/v1/kvp/guest".to_owned(),
+                part(7),
+                part(7),
+                part(7),
+                part(9)
+            ]
         );
         let keys: Vec<_> = list.items.iter().map(|item| item.key.as_str()).collect();
         assert_eq!(keys, ["a", "b", "c"]);
@@ -366,7 +367,10 @@ mod tests {
     fn a_listing_that_goes_in_circles_or_cannot_begin_ends() {
         let circle = json!({"items": [], "unreadable": 0, "cut": true, "next": 7});
         let error = whole(|_| Ok(circle.clone()), PoolName::Auto).unwrap_err();
-        assert!(error.to_string().contains("does not go on after 7"), "{error}");
+        assert!(
+            error.to_string().contains("does not go on after 7"),
+            "{error}"
+        );
         let mut asked = 0;
         let busy = whole(
             |_| {

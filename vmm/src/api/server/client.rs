@@ -215,9 +215,7 @@ impl Client {
 
     pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
         // Values that come from serde can be written by it.
-        let error = |error: ApiError| {
-            to_vec(&ErrorBody { error }).unwrap_or_default()
-        };
+        let error = |error: ApiError| to_vec(&ErrorBody { error }).unwrap_or_default();
         let (mut status, mut json) = match answer {
             Ok(value) => (200, to_vec(&value).unwrap_or_default()),
             Err(failed) => (failed.status, error(failed)),

@@ -2,9 +2,10 @@
 //! Data exchange with the distribution's own `hv_kvp_daemon`.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
+mod many;
+mod told;
+
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,12 +46,12 @@ pub(super) const CASES: &[Case] = &[
     Case::new(
         "kvp-host-items",
         "the guest's daemon keeps what Hyper-V tells of host and VM, also after a restart",
-        host_items,
+        told::host_items,
     ),
     Case::new(
         "kvp-many",
         "4096 items of the longest texts are listed, in little memory, beside 64 who do not read",
-        many,
+        many::many,
     )
     .once()
     .within(600),
@@ -363,220 +364,6 @@ fn wait_item(vm: &mut Vm, value: &str) -> Outcome {
         );
         thread::sleep(Duration::from_millis(300));
     }
-}
-
-/// The names that Hyper-V gives a guest, in its order.
-const HOST_ITEMS: [&str; 16] = [
-    "HostName",
-    "HostingSystemEditionId",
-    "HostingSystemNestedLevel",
-    "HostingSystemOsMajor",
-    "HostingSystemOsMinor",
-    "HostingSystemProcessorArchitecture",
-    "HostingSystemProcessorIdleStateMax",
-    "HostingSystemProcessorThrottleMax",
-    "HostingSystemProcessorThrottleMin",
-    "HostingSystemSpMajor",
-    "HostingSystemSpMinor",
-    "PhysicalHostName",
-    "PhysicalHostNameFullyQualified",
-    "VirtualMachineDynamicMemoryBalancingEnabled",
-    "VirtualMachineId",
-    "VirtualMachineName",
-];
-const VM_ID: &str = "461B2364-3901-4349-B3C2-FA4821CBEEFE";
-
-/// Pool 3, as the guest's file has it once it has all items.
-fn told(vm: &mut Vm) -> Outcome<Vec<(String, String)>> {
-    let began = Instant::now();
-    loop {
-        let text = vm.sh_ok(&format!("/init kvp-pool {}", pool_file(3)))?;
-        let mut lines = text.lines().map(str::to_owned);
-        let mut items = Vec::new();
-        while let (Some(key), Some(value)) = (lines.next(), lines.next()) {
-            items.push((key, value));
-        }
-        if items.len() >= HOST_ITEMS.len() {
-            return Ok(items);
-        }
-        ensure!(
-            began.elapsed() < READY,
-            "of the host there is only {items:?}"
-        );
-        thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn host_items(context: &Context) -> Outcome {
-    let (mut vm, control) = boot(context, |setup| {
-        setup.args(&["--vm-id", VM_ID, "--name", "told"])
-    })?;
-    load(&mut vm)?;
-    start(&mut vm, &control)?;
-    let items = told(&mut vm)?;
-    let names: Vec<&str> = items.iter().map(|(key, _)| key.as_str()).collect();
-    ensure!(names == HOST_ITEMS, "the guest is told {items:?}");
-    let value = |key: &str| {
-        let item = items.iter().find(|item| item.0 == key);
-        item.map(|item| item.1.clone()).unwrap_or_default()
-    };
-    let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let major = release.split('.').next().unwrap_or_default();
-    for (key, expected) in [
-        ("HostName", host.trim()),
-        ("PhysicalHostNameFullyQualified", host.trim()),
-        ("HostingSystemOsMajor", major),
-        ("HostingSystemProcessorArchitecture", "9"),
-        ("VirtualMachineId", VM_ID),
-        ("VirtualMachineName", "told"),
-    ] {
-        ensure!(
-            value(key) == expected,
-            "{key} is {:?} instead of {expected:?}",
-            value(key)
-        );
-    }
-    ensure!(
-        listed(&control, "auto-external")? == items,
-        "the API lists another pool auto-external than the guest's file has"
-    );
-    let said = control.ok(&["kvp", "get", "VirtualMachineId"])?;
-    ensure!(said.trim() == VM_ID, "kvp get: {said}");
-    for args in [
-        &["kvp", "set", "HostName", "x", "--pool", "auto-external"][..],
-        &["kvp", "delete", "HostName", "--pool", "auto-external"],
-    ] {
-        let ran = control.run(args)?;
-        ensure!(
-            ran.code == 1 && ran.stderr.contains("unsupported"),
-            "writing what the host tells: {ran:?}"
-        );
-    }
-    // A daemon that starts over without its files is told again.
-    vm.sh_ok("killall -9 hv_kvp_daemon; rm -f /var/lib/hyperv/.kvp_pool_*")?;
-    no_daemon(&control)?;
-    start(&mut vm, &control)?;
-    let again = told(&mut vm)?;
-    ensure!(
-        again == items,
-        "after a restart the guest is told {again:?}"
-    );
-    // The VM is the same one after a reset.
-    control.ok(&["reset"])?;
-    vm.wait_agent()?;
-    load(&mut vm)?;
-    start(&mut vm, &control)?;
-    let again = told(&mut vm)?;
-    ensure!(again == items, "after a reset the guest is told {again:?}");
-    vm.power_off()?;
-    let (mut vm, control) = boot(context, |setup| {
-        setup.args(&["--kvp-host-items", "none", "--kvp", "a=1"])
-    })?;
-    load(&mut vm)?;
-    start(&mut vm, &control)?;
-    wait_item(&mut vm, "1")?;
-    let size = vm.sh_ok(&format!("stat -c %s {}", pool_file(3)))?;
-    ensure!(size == "0", "left out, pool 3 has {size} bytes");
-    ensure!(
-        listed(&control, "auto-external")?.is_empty(),
-        "left out, and listed"
-    );
-    vm.power_off()
-}
-
-/// As many as are listed of a pool.
-const MANY: usize = 4096;
-/// As many clients as the API serves.
-const SILENT: usize = 64;
-/// Less than a test's guest has, and more than any mapping of `vmm`'s own.
-const GUEST_KIB: u64 = 128 << 10;
-/// What may wait for all of them, and half as much again.
-const GROWTH_KIB: u64 = 24 << 10;
-
-/// The distribution's daemon reads the pool's whole file for each item, 10 MiB of it,
-/// for which the nest takes ten minutes and more: one of ours is in its place, unless
-/// there is time.
-fn many(context: &Context) -> Outcome {
-    let (mut vm, control) = boot(context, |setup| setup)?;
-    load(&mut vm)?;
-    if context.long {
-        vm.sh_ok(&format!(
-            "mkdir -p /var/lib/hyperv && /init kvp-fill {} {MANY} && hv_kvp_daemon",
-            pool_file(1)
-        ))?;
-    } else {
-        vm.sh_ok(&format!(
-            "/init kvp-serve {MANY} </dev/null >/dev/null 2>&1 &"
-        ))?;
-    }
-    control.until_ready(&["kvp"], READY)?;
-    let before = own_kib(&vm)?;
-    let began = Instant::now();
-    let mut silent = Vec::new();
-    for number in 0..SILENT {
-        let mut stream = UnixStream::connect(control.socket())?;
-        stream.write_all(b"GET /v1/kvp/guest HTTP/1.1\r\n\r\n")?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        ensure!(
-            head == *b"HTTP/1.1 200",
-            "client {number}: {}",
-            String::from_utf8_lossy(&head)
-        );
-        silent.push(stream);
-    }
-    let asked = began.elapsed();
-    let held = own_kib(&vm)?;
-    let began = Instant::now();
-    let said = control.ok(&["kvp", "list", "--pool", "guest"])?;
-    let took = began.elapsed();
-    let after = own_kib(&vm)?;
-    let mut lines = said.lines().skip(1);
-    for number in 0..MANY {
-        let line = lines.next().unwrap_or_default();
-        ensure!(
-            line.starts_with(&format!("{number:04}")),
-            "item {number} is listed as {line:?}"
-        );
-    }
-    let rest: Vec<&str> = lines.collect();
-    ensure!(rest.is_empty(), "after the items there is {rest:?}");
-    let grown = held.max(after).saturating_sub(before);
-    ensure!(
-        grown < GROWTH_KIB,
-        "vmm has grown from {before} to {held} and {after} KiB"
-    );
-    ensure!(control.health()? == "ok", "the guest has suffered");
-    drop(silent);
-    super::vmbus::note(&format!(
-        "{SILENT} who do not read in {:.1} s, a list of {MANY} in {:.1} s; vmm has grown by {grown} KiB",
-        asked.as_secs_f64(),
-        took.as_secs_f64()
-    ));
-    vm.power_off()
-}
-
-/// KiB of memory that `vmm` uses for itself: without the one large mapping that is
-/// its guest's memory.
-fn own_kib(vm: &Vm) -> Outcome<u64> {
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", vm.pid()))?;
-    let number = |line: &str, name: &str| -> Option<u64> {
-        let rest = line.strip_prefix(name)?;
-        rest.split_whitespace().next()?.parse().ok()
-    };
-    let (mut size, mut sum) = (0, 0);
-    for line in maps.lines() {
-        if let Some(kib) = number(line, "Size:") {
-            size = kib;
-        } else if let Some(kib) = number(line, "Rss:")
-            && size < GUEST_KIB
-        {
-            sum += kib;
-        }
-    }
-    ensure!(sum > 0, "no memory in {} bytes of smaps", maps.len());
-    Ok(sum)
 }
 
 fn killed(context: &Context) -> Outcome {

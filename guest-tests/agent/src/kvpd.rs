@@ -6,6 +6,7 @@
 //! ```text
 //!   register ─► the driver's answer ─► request ─► answer, over and over
 //! ```
+#![allow(clippy::indexing_slicing)] // The messages have a known, sufficient length.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -73,7 +74,8 @@ fn answer(message: &mut [u8], count: u32) {
     message[..4].copy_from_slice(&status.to_le_bytes());
     if is_enumeration && index < count {
         let record = record(index);
-        let sizes = [1, KEY as u32, (record.len() - KEY) as u32];
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(0);
+        let sizes = [1, size(KEY), size(record.len() - KEY)];
         for (at, size) in (TYPE..TEXT).step_by(4).zip(sizes) {
             message[at..at + 4].copy_from_slice(&size.to_le_bytes());
         }

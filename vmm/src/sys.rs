@@ -125,19 +125,12 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioct
 
 ioctl_iow_nr!(HYPERV_EVENTFD_REQUEST, KVMIO, 0xBD, kvm_hyperv_eventfd);
 
-/// Connects or disconnects a Hyper-V connection id and an eventfd: a guest's
-/// HvSignalEvent with that id then writes the eventfd and does not exit.
-pub(crate) fn hyperv_eventfd(
-    vm: &VmFd,
-    conn_id: u32,
-    event: &EventFd,
-    connect: bool,
-) -> io::Result<()> {
-    const DEASSIGN: u32 = 1;
+/// Connects a Hyper-V connection id to an eventfd: a guest's HvSignalEvent with that
+/// id then writes the eventfd and does not exit.
+pub(crate) fn bind_hyperv_eventfd(vm: &VmFd, conn_id: u32, event: &EventFd) -> io::Result<()> {
     let request = kvm_hyperv_eventfd {
         conn_id,
         fd: event.as_raw_fd(),
-        flags: if connect { 0 } else { DEASSIGN },
         ..kvm_hyperv_eventfd::default()
     };
     // SAFETY: the descriptor is a VM's, the request number is of this structure,

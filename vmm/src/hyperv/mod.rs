@@ -24,6 +24,8 @@ pub mod time;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::os::fd::RawFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ics_devices::TimeSample;
@@ -282,14 +284,15 @@ impl Hyperv {
         }
     }
 
-    /// From now on the guest's signals to a connection write an eventfd.
-    pub fn bind_signal(&self, connection_id: u32, event: EventFd) {
-        self.port.bind(connection_id, event, self.in_kernel_vm());
+    /// The eventfd that the guest's signals to a connection write, until it is
+    /// unbound. It may hold signals from before.
+    pub fn bind_signal(&self, connection_id: u32) -> io::Result<Arc<EventFd>> {
+        self.port.bind(connection_id, self.in_kernel_vm())
     }
 
     /// The connection is no more.
     pub fn unbind_signal(&self, connection_id: u32) {
-        self.port.unbind(connection_id, self.in_kernel_vm());
+        self.port.unbind(connection_id);
     }
 
     /// Whether the guest has to read its messages before it may post more.

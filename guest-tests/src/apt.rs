@@ -171,6 +171,11 @@ impl Release {
         ] {
             command.args(["-o", &option]);
         }
+        if sources::backports_base(&self.name).is_some() {
+            // apt takes nothing from backports by itself.
+            let preferred = format!("APT::Default-Release={}", self.name);
+            command.args(["-o", &preferred]);
+        }
         command
     }
 }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | bullseye, bookworm | `hv_kvp_daemon`, `hv_vss_daemon`, `hv_fcopy_daemon` |
 //! | trixie | `hv_kvp_daemon`, `hv_vss_daemon`; nothing for file copy |
+//! | trixie-backports | `hv_kvp_daemon`, `hv_vss_daemon`, `hv_fcopy_uio_daemon` |
 //! | sid | `hv_kvp_daemon`, `hv_vss_daemon`, `hv_fcopy_uio_daemon` |
 
 use std::fs;

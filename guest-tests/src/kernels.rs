@@ -42,7 +42,7 @@ const fn known(
 }
 
 /// All kernels that guests are tested with.
-pub const ALL: [Known; 6] = [
+pub const ALL: [Known; 7] = [
     known("bullseye", "bullseye", "linux-image-amd64", "Linux 5.10"),
     known("bookworm", "bookworm", "linux-image-amd64", "Linux 6.1"),
     known(
@@ -58,6 +58,12 @@ pub const ALL: [Known; 6] = [
         "Linux 6.1, PREEMPT_RT",
     ),
     known("trixie", "trixie", "linux-image-amd64", "Linux 6.12"),
+    known(
+        "trixie-backports",
+        "trixie-backports",
+        "linux-image-amd64",
+        "Linux 7.3",
+    ),
     known("sid", "sid", "linux-image-amd64", "the newest Linux, 7.x"),
 ];
 

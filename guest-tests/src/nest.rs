@@ -60,6 +60,7 @@ pub struct Nest {
     link: Link,
     about: String,
     scratch: PathBuf,
+    icount: bool,
 }
 
 /// How a command in the nest ended, and what it said.
@@ -105,6 +106,7 @@ impl Nest {
             link,
             about,
             scratch: options.scratch.clone(),
+            icount: options.icount,
         })
     }
 
@@ -119,6 +121,9 @@ impl Nest {
         env.retain(|(name, _)| name != "XTASK_SCRATCH" && name != "TMPDIR");
         env.push(("XTASK_SCRATCH".into(), self.scratch.clone().into()));
         env.push(("XTASK_PLACE".into(), "nest".into()));
+        if self.icount {
+            env.push(("XTASK_ICOUNT".into(), "1".into()));
+        }
         env.push(("XTASK_RUN".into(), std::process::id().to_string().into()));
         Spec {
             argv,

@@ -4,13 +4,14 @@
 use std::{fs, io};
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_VAPIC, KVM_CAP_X86_MSR_FILTER,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    CpuId, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_VAPIC, KVM_CAP_SYS_HYPERV_CPUID,
+    KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
-use crate::hyperv::{SynicMode, msr};
+use crate::hyperv::{SynicMode, cpuid, msr};
+use crate::sys;
 
 const API_VERSION: i32 = 12;
 const DEVICE: &str = "/dev/kvm";
@@ -53,6 +54,9 @@ pub enum KvmError {
     /// No descriptor for an interrupt.
     #[error("host: no eventfd: {0}")]
     Eventfd(io::Error),
+    /// No descriptor for a synthetic timer.
+    #[error("host: no timer: {0}")]
+    Timer(io::Error),
     /// A call failed that should not.
     #[error("KVM: {what}: {source}")]
     Call {
@@ -85,6 +89,8 @@ pub struct Host {
     pub tsc_deadline: bool,
     /// A guest saves exits if it ends interrupts as on Hyper-V.
     pub lazy_eoi: bool,
+    /// There are synthetic timers that interrupt by themselves.
+    pub timers: bool,
     /// What CPUID KVM supports.
     pub cpuid: CpuId,
 }
@@ -150,6 +156,10 @@ impl Host {
             lazy_eoi: synic == SynicMode::Kernel
                 && kvm.check_extension_raw(KVM_CAP_HYPERV_VAPIC.into()) > 0
                 && !has_virtual_apic(),
+            timers: match synic {
+                SynicMode::Kernel => has_direct_timers(&kvm),
+                SynicMode::User => true,
+            },
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             kvm,
             synic,
@@ -202,6 +212,21 @@ impl Host {
             .collect();
         vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
             .doing("setting the MSR filter")
+    }
+}
+
+/// Whether KVM's synthetic timers interrupt with a vector of their own. A KVM that
+/// cannot be asked is Linux 5.10's, whose timers do.
+fn has_direct_timers(kvm: &Kvm) -> bool {
+    if kvm.check_extension_raw(KVM_CAP_SYS_HYPERV_CPUID.into()) <= 0 {
+        return true;
+    }
+    match sys::supported_hyperv_cpuid(kvm) {
+        Ok(supported) => cpuid::offers_direct_timers(&supported),
+        Err(error) => {
+            log::warn!("KVM: no synthetic timers: reading the supported CPUID: {error}");
+            false
+        }
     }
 }
 

@@ -43,5 +43,6 @@ pub mod ssh_key;
 pub mod supervisor;
 mod sys;
 pub mod terminal;
+pub mod timers;
 pub mod trace;
 pub mod vsock;

@@ -29,6 +29,7 @@ use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
 use crate::sandbox::{self, Kind};
 use crate::sys;
+use crate::timers::TimerThread;
 
 /// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
 const FIRST_LARGE_APIC_ID: u32 = 255;
@@ -113,6 +114,8 @@ impl VmMaking {
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
     bus: BusThread,
+    /// Of our own synthetic timers.
+    timers: Option<TimerThread>,
     events: Receiver<VcpuEvent>,
     /// A crash report is on its way; a guest that sends more is not heard.
     crash_pending: Arc<AtomicBool>,
@@ -174,6 +177,7 @@ impl Machine {
             from_guest,
             sender.clone(),
         )?;
+        let timers = TimerThread::start(&hyperv)?;
         let mut vcpus = Vec::with_capacity(fds.len());
         for (id, fd) in (0..).zip(fds) {
             let vcpu = Vcpu {
@@ -188,6 +192,7 @@ impl Machine {
         let machine = Self {
             vcpus,
             bus,
+            timers,
             events,
             crash_pending,
             clock: None,
@@ -277,6 +282,9 @@ impl Machine {
         if self.bus.stop().is_err() {
             log::error!("the bus thread panicked");
         }
+        if self.timers.is_some_and(|timers| timers.stop().is_err()) {
+            log::error!("the timers' thread panicked");
+        }
     }
 }
 
@@ -297,7 +305,13 @@ fn create_vcpus(
     cpus: u32,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline, host.lazy_eoi);
+    let template = CpuidTemplate::new(
+        &host.cpuid,
+        cpus,
+        host.tsc_deadline,
+        host.lazy_eoi,
+        host.timers,
+    );
     let mut fds = Vec::new();
     for id in 0..cpus {
         let vcpu = vm.create_vcpu(id.into()).doing("creating a vCPU")?;

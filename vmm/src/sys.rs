@@ -14,15 +14,16 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use kvm_bindings::{
-    KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
-    KVM_EXIT_X86_RDMSR, KVMIO, kvm_hyperv_eventfd, kvm_run, kvm_userspace_memory_region,
+    CpuId, KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_X86_RDMSR, KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_run,
+    kvm_userspace_memory_region,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::memory::{Around, GuestMemory};
 
@@ -125,19 +126,12 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioct
 
 ioctl_iow_nr!(HYPERV_EVENTFD_REQUEST, KVMIO, 0xBD, kvm_hyperv_eventfd);
 
-/// Connects or disconnects a Hyper-V connection id and an eventfd: a guest's
-/// HvSignalEvent with that id then writes the eventfd and does not exit.
-pub(crate) fn hyperv_eventfd(
-    vm: &VmFd,
-    conn_id: u32,
-    event: &EventFd,
-    connect: bool,
-) -> io::Result<()> {
-    const DEASSIGN: u32 = 1;
+/// Connects a Hyper-V connection id to an eventfd: a guest's HvSignalEvent with that
+/// id then writes the eventfd and does not exit.
+pub(crate) fn bind_hyperv_eventfd(vm: &VmFd, conn_id: u32, event: &EventFd) -> io::Result<()> {
     let request = kvm_hyperv_eventfd {
         conn_id,
         fd: event.as_raw_fd(),
-        flags: if connect { 0 } else { DEASSIGN },
         ..kvm_hyperv_eventfd::default()
     };
     // SAFETY: the descriptor is a VM's, the request number is of this structure,
@@ -146,6 +140,28 @@ pub(crate) fn hyperv_eventfd(
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+ioctl_iowr_nr!(SUPPORTED_HV_CPUID_REQUEST, KVMIO, 0xC1, kvm_cpuid2);
+
+/// The Hyper-V leaves of CPUID that KVM can serve.
+pub(crate) fn supported_hyperv_cpuid(kvm: &Kvm) -> io::Result<CpuId> {
+    /// More than any KVM has.
+    const ENTRIES: usize = 32;
+    let mut cpuid = CpuId::new(ENTRIES).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    // SAFETY: the descriptor is KVM's, and KVM writes no more entries than the
+    // structure says it has room for.
+    let result = unsafe {
+        ioctl_with_mut_ptr(
+            kvm,
+            SUPPORTED_HV_CPUID_REQUEST(),
+            cpuid.as_mut_fam_struct_ptr(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cpuid)
 }
 
 /// A terminal's settings.

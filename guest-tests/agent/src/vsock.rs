@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use guest_agent::exchange::{echo, exchange};
 use rustix::net;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::raw::{vsock_bind, vsock_connect};
 use crate::stream;
@@ -20,7 +21,7 @@ const BACKLOG: i32 = 128;
 
 const USAGE: &str = "usage: /init vsock-echo PORT, or vsock-nap PORT SECONDS, or vsock-cut PORT \
     BYTES, or vsock-exchange PORT CONNECTIONS BYTES, or vsock-short PORT CONNECTIONS, or \
-    vsock-break PORT CONNECTIONS BYTES";
+    vsock-break PORT CONNECTIONS BYTES, or vsock-hold PORT CONNECTIONS";
 
 /// `/init vsock-NAME ARG…`.
 pub fn run(name: &str, args: &[OsString]) -> ExitCode {
@@ -42,6 +43,7 @@ pub fn run(name: &str, args: &[OsString]) -> ExitCode {
         }),
         "vsock-break" => port().and_then(|port| break_off(port, number(1)?, number(2)?)),
         "vsock-exchange" => port().and_then(|port| many(port, number(1)?, number(2)?)),
+        "vsock-hold" => port().and_then(|port| hold(port, number(1)?)),
         "vsock-short" => port().and_then(|port| short(port, number(1)?)),
         "vsock-bench" => port().and_then(stream::serve),
         "vsock-drive" => stream::drive(args),
@@ -92,6 +94,19 @@ fn after_a_nap(mut client: &File, nap: Duration) -> io::Result<()> {
 /// Closes the connection after so many bytes, whatever is still under way.
 fn cut(client: &File, len: u64) -> io::Result<()> {
     io::copy(&mut client.take(len), &mut io::sink()).map(drop)
+}
+
+/// Connects so often, and keeps what it has until it is killed.
+fn hold(port: u32, connections: u64) -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let current = maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, maximum })?;
+    let held = (0..connections).map(|_| vsock_connect(port));
+    let held: Vec<OwnedFd> = held.collect::<io::Result<_>>()?;
+    println!("held={}", held.len());
+    loop {
+        thread::park();
+    }
 }
 
 /// Connects so often, and writes so much each time without reading: then it

@@ -82,19 +82,28 @@ impl Mirrors {
             .ok_or_else(|| failed("apt", "this machine has no Debian mirror"))
     }
 
-    /// The lines that give a private apt one release.
+    /// The lines that give a private apt one release. Backports are an addition to
+    /// their release, which has what their packages depend on.
     pub(super) fn sources_list(&self, release: &str, keyring: &Path) -> String {
         let keyring = keyring.display();
+        let base = backports_base(release);
         let mut text = String::new();
         if let Some(uri) = &self.main {
-            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {release} main");
+            for suite in base.into_iter().chain([release]) {
+                let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
+            }
         }
         if let Some(uri) = self.security.as_ref().filter(|_| release != "sid") {
-            let suite = format!("{release}-security");
+            let suite = format!("{}-security", base.unwrap_or(release));
             let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
         }
         text
     }
+}
+
+/// The release that a suite of backports adds to; `None` for any other suite.
+pub(super) fn backports_base(release: &str) -> Option<&str> {
+    release.strip_suffix("-backports")
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -203,5 +212,17 @@ mod tests {
                 .sources_list("trixie", keyring)
                 .contains(" trixie-security main\n")
         );
+    }
+
+    #[test]
+    fn backports_come_with_the_release_that_they_add_to() {
+        let keyring = Path::new("/k.gpg");
+        assert_eq!(
+            both().sources_list("trixie-backports", keyring),
+            "deb [signed-by=/k.gpg] http://mirror.example/debian trixie main\n\
+             deb [signed-by=/k.gpg] http://mirror.example/debian trixie-backports main\n\
+             deb [signed-by=/k.gpg] http://mirror.example/debian-security trixie-security main\n"
+        );
+        assert_eq!(backports_base("trixie"), None);
     }
 }

@@ -49,6 +49,7 @@ fn boot(context: &Context) -> Outcome {
     let hello = vm.wait_agent()?;
     check_hello(context, &hello)?;
     check_log(&mut vm)?;
+    check_timers(&mut vm, context.cpus)?;
     check_firmware(&mut vm)?;
     vm.power_off()
 }
@@ -127,6 +128,24 @@ fn number_after(text: &str, prefix: &str) -> Option<u64> {
     let rest = text.get(text.find(prefix)? + prefix.len()..)?;
     let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
     u64::from_str_radix(digits, 16).ok()
+}
+
+/// Each CPU's timer is the synthetic one, which takes fewer steps than the local
+/// APIC's, and the kernel still has work for it.
+pub(super) fn check_timers(vm: &mut Vm, cpus: u32) -> Outcome {
+    let devices = "cat /sys/devices/system/clockevents/clockevent[0-9]*/current_device";
+    let devices = vm.sh_ok(devices)?;
+    let synthetic = devices.lines().filter(|name| *name == "Hyper-V clockevent");
+    ensure!(
+        u32::try_from(synthetic.count()) == Ok(cpus),
+        "the timers of {cpus} CPUs are {devices:?}"
+    );
+    let ticks = "grep 'Hyper-V stimer0' /proc/interrupts";
+    let before = vm.sh_ok(ticks)?;
+    vm.sh_ok("usleep 50000")?;
+    let after = vm.sh_ok(ticks)?;
+    ensure!(before != after, "no timer has expired: {after:?}");
+    Ok(())
 }
 
 /// What the guest's firmware tables must name.

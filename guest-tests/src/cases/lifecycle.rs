@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::boot::check_timers;
 use crate::ensure;
 use crate::suite::{Case, Context, Outcome, Vm};
 
@@ -75,6 +76,7 @@ fn reboot(context: &Context) -> Outcome {
             "round {round}: the guest has not booted anew"
         );
         check_clean(&mut vm, round)?;
+        check_timers(&mut vm, context.cpus)?;
         if round < 5 {
             vm.sh_last("reboot -f")?;
         }

@@ -24,7 +24,7 @@ pub(super) struct Measured {
     pub(super) memory_kib: u64,
     /// The same in huge pages, which are the kernel's choice.
     pub(super) huge_kib: u64,
-    /// Open descriptors.
+    /// Open descriptors, but for eventfds.
     pub(super) files: usize,
     /// Threads.
     pub(super) threads: usize,

@@ -157,12 +157,22 @@ fn lost(context: &Context, script: &str, state: &str) -> Outcome {
     vm.expect_exit(0)
 }
 
+/// Seconds of the guest's that a program of its sleeps, and where it says when it woke.
+const NAP_SECONDS: f64 = 5.0;
+const NAP: &str = "/tmp/nap";
+const UPTIME: &str = "cut -d' ' -f1 /proc/uptime";
+
 fn pause(context: &Context) -> Outcome {
     let length = Duration::from_secs(context.times(12, 60));
     let (mut vm, control) = boot_ready(context, |setup| setup)?;
     let uptime = uptime(&mut vm)?;
     let before = control.status()?;
     let syncs = control.ask("GET", "/v1/time", "")?.1["syncs"].as_u64();
+    // A timer that runs through the pause.
+    vm.sh_ok(&format!(
+        "rm -f {NAP}; (sleep {NAP_SECONDS}; {UPTIME} >{NAP}) >/dev/null 2>&1 &"
+    ))?;
+    let napping = self::uptime(&mut vm)?;
     control.ok(&["pause"])?;
     let start = Instant::now();
     while start.elapsed() < length {
@@ -191,6 +201,14 @@ fn pause(context: &Context) -> Outcome {
         now == syncs.map(|syncs| syncs + 1),
         "{now:?} SYNCs after {syncs:?} before the pause"
     );
+    let woke = vm.sh_ok(&format!(
+        "until [ -s {NAP} ]; do usleep 20000; done; cat {NAP}"
+    ))?;
+    let nap = woke.parse::<f64>().unwrap_or(0.0) - napping;
+    ensure!(
+        (NAP_SECONDS - 1.0..NAP_SECONDS + 3.0).contains(&nap),
+        "a nap of {NAP_SECONDS} s that was paused took {nap:.1} s of the guest's time"
+    );
     // Nobody has asked for the time.
     let offset = time::check(&mut vm, "")?;
     let slept = start.elapsed().as_secs_f64() - (self::uptime(&mut vm)? - uptime);
@@ -212,7 +230,7 @@ fn pause(context: &Context) -> Outcome {
 
 /// Seconds that the guest has run.
 fn uptime(vm: &mut Vm) -> Outcome<f64> {
-    let text = vm.sh_ok("cut -d' ' -f1 /proc/uptime")?;
+    let text = vm.sh_ok(UPTIME)?;
     Ok(text.trim().parse().unwrap_or(f64::NAN))
 }
 

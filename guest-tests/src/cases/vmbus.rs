@@ -6,6 +6,7 @@ pub(super) mod exits;
 pub(super) mod restart;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::ensure;
@@ -235,9 +236,27 @@ pub(super) fn sh_long(vm: &mut Vm, script: &str, limit: Duration) -> Outcome<Str
     }
 }
 
-/// How many files `vmm` has open.
+/// How many files `vmm` has open, but for [`eventfds`].
 pub(super) fn open_files(vm: &Vm) -> Outcome<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", vm.pid()))?.count())
+    let links = descriptors(vm)?;
+    Ok(links.iter().filter(|link| !is_eventfd(link)).count())
+}
+
+/// How many of them are eventfds: each channel number that was ever in use keeps one.
+pub(super) fn eventfds(vm: &Vm) -> Outcome<usize> {
+    let links = descriptors(vm)?;
+    Ok(links.iter().filter(|link| is_eventfd(link)).count())
+}
+
+fn is_eventfd(link: &Path) -> bool {
+    link.as_os_str() == "anon_inode:[eventfd]"
+}
+
+/// What `vmm`'s descriptors are. One may be closed while they are looked at.
+fn descriptors(vm: &Vm) -> Outcome<Vec<PathBuf>> {
+    let all = fs::read_dir(format!("/proc/{}/fd", vm.pid()))?;
+    let links = all.filter_map(|one| fs::read_link(one.ok()?.path()).ok());
+    Ok(links.collect())
 }
 
 /// Shown by the runner although the case passed.

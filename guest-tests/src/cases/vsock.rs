@@ -3,6 +3,7 @@
 
 mod ends;
 mod examples;
+mod many;
 mod service;
 
 use std::fmt::Display;
@@ -37,6 +38,15 @@ pub(super) const CASES: &[Case] = &[
     .with_cpus(&[1, 4])
     .with_both_synics_in_full()
     .within(480),
+    Case::new(
+        "vsock-many",
+        "connections by the hundred that end at once hold up no answer of the API",
+        many::run,
+    )
+    .once()
+    .with_cpus(&[1])
+    .with_both_synics_in_full()
+    .within(900),
     Case::new(
         "vsock-slow",
         "a reader that sleeps stops its writer, and half-closed streams go on",

@@ -21,6 +21,8 @@
 //!                                   set "pending"
 //! ```
 //!
+//! [`SyntheticTimers`] stand beside it, for hosts whose hypervisor has none.
+//!
 //! Nothing polls: a slot that was busy is looked at again when the guest writes
 //! EOM, which it does because the pending flag told it to.
 
@@ -30,10 +32,12 @@ mod hypercall;
 mod slot;
 mod soft;
 mod status;
+mod timer;
 mod vp;
 
 pub use external::{ExternalSynic, RaiseSint};
 pub use hypercall::{HV_POST_MESSAGE, HV_SIGNAL_EVENT, Hypercall, VMBUS_MESSAGE_TYPE, decode};
 pub use soft::{MsrFault, SoftSynic, SynicAction, msr};
 pub use status::HvStatus;
+pub use timer::{SyntheticTimers, timer_msr};
 pub use vp::{MAX_QUEUED_MESSAGES, SynicError, SynicMessage, SynicRegs, VpSynic};

@@ -17,8 +17,8 @@ use vmbus::wire::Relid;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::BusCall;
 use super::asked::{Asked, Question};
-use super::{BusCall, eventfd};
 use crate::api::types::{Answer, BusStatus, ServiceEntry, VmState, VmStatus, answer};
 use crate::api::{Call, Op, Reply};
 use crate::cli::TestDevice;
@@ -389,13 +389,17 @@ impl Loop {
     }
 
     fn bind(&mut self, relid: Relid, connection_id: u32) -> io::Result<()> {
-        let event = eventfd()?;
+        let event = self.hyperv.bind_signal(connection_id)?;
         // By its edges, so that it never has to be read.
         let token = CHANNELS + u64::from(relid.0);
         let edges = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
-        self.epoll
-            .ctl(ControlOperation::Add, event.as_raw_fd(), edges)?;
-        self.hyperv.bind_signal(connection_id, event.try_clone()?);
+        let watched = self
+            .epoll
+            .ctl(ControlOperation::Add, event.as_raw_fd(), edges);
+        if let Err(error) = watched {
+            self.hyperv.unbind_signal(connection_id);
+            return Err(error);
+        }
         self.channels.insert(
             relid,
             Bound {
@@ -408,6 +412,8 @@ impl Loop {
         Ok(())
     }
 
+    /// Nobody watches the channel's eventfd any more, which stays open for the next
+    /// channel of this number.
     fn unbind(&mut self, relid: Relid) {
         if let Some(channel) = self.channels.remove(&relid) {
             self.hyperv.unbind_signal(channel.connection_id);
@@ -445,9 +451,9 @@ impl Loop {
     }
 }
 
-/// An open channel's eventfd, which is held open, and the connection that it is bound to.
+/// An open channel's eventfd, and the connection that it is bound to.
 pub(super) struct Bound {
-    event: EventFd,
+    event: Arc<EventFd>,
     connection_id: u32,
 }
 

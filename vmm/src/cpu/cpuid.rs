@@ -37,7 +37,13 @@ pub struct CpuidTemplate {
 
 impl CpuidTemplate {
     /// Takes what KVM supports and makes of it the CPUID of a machine with `cpus` vCPUs.
-    pub fn new(supported: &CpuId, cpus: u32, tsc_deadline: bool, lazy_eoi: bool) -> Self {
+    pub fn new(
+        supported: &CpuId,
+        cpus: u32,
+        tsc_deadline: bool,
+        lazy_eoi: bool,
+        timers: bool,
+    ) -> Self {
         let mut entries: Vec<_> = supported
             .as_slice()
             .iter()
@@ -67,6 +73,7 @@ impl CpuidTemplate {
         let given = Given {
             invariant_tsc,
             lazy_eoi,
+            timers,
         };
         entries.extend(hyperv::cpuid::leaves(cpus, given).into_iter().map(
             |(function, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
@@ -204,7 +211,7 @@ mod tests {
             entry(0x8000_001E, [0, 0, 0, 0]),
         ])
         .unwrap();
-        CpuidTemplate::new(&supported, cpus, true, true)
+        CpuidTemplate::new(&supported, cpus, true, true, true)
     }
 
     fn find(template: &CpuidTemplate, id: u32, function: u32, index: u32) -> kvm_cpuid_entry2 {

@@ -144,6 +144,9 @@ impl Vcpu {
         let mut orders = control.orders.lock();
         if orders.pause && !orders.stop {
             let tsc = registers::tsc(&self.fd);
+            if self.id == 0 {
+                self.hyperv.hold_timers();
+            }
             orders.parked = true;
             control.changed.notify_all();
             while orders.pause && !orders.stop {
@@ -157,6 +160,9 @@ impl Vcpu {
                 log::warn!("vCPU {}: the TSC has run on: {error}", self.id);
             }
             self.measure_tsc();
+            if self.id == 0 {
+                self.hyperv.release_timers();
+            }
         }
         if std::mem::take(&mut orders.nmi)
             && let Err(error) = self.fd.nmi()

@@ -13,6 +13,8 @@
 //! UART's FIFO stays with the event loop until the guest has read.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use vm_superio::Trigger;
@@ -39,38 +41,48 @@ impl Trigger for Irq {
     }
 }
 
-/// Tells the event loop that the guest has read all input.
-struct Drained(EventFd);
+/// Tells the event loop that the guest has read all input, if the loop has more.
+/// A guest may read an empty UART as often as it likes; that wakes nobody.
+struct Drained {
+    bell: EventFd,
+    /// The FIFO did not take all that it was offered. Changes under the UART's lock.
+    more: Arc<AtomicBool>,
+}
 
 impl SerialEvents for Drained {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // A full counter is a pending wake-up already.
-        let _ = self.0.write(1);
+        if self.more.swap(false, Ordering::Relaxed) {
+            // A full counter is a pending wake-up already.
+            let _ = self.bell.write(1);
+        }
     }
 }
 
 /// The serial port.
 pub struct Com1 {
     uart: Mutex<Serial<Irq, Drained, Queue>>,
+    more: Arc<AtomicBool>,
     queue: Queue,
 }
 
 impl Com1 {
     /// A port that interrupts by `irq`, signals `drained` when its input FIFO has
-    /// been emptied, and writes to `output`.
+    /// been emptied after it did not take all input, and writes to `output`.
     pub fn new(irq: EventFd, drained: EventFd, output: &Output) -> Self {
         let queue = output.queue();
         // The machine before may have been stopped in the middle of its output.
         queue.let_through(false);
+        let more = Arc::new(AtomicBool::new(false));
+        let drained = Drained {
+            bell: drained,
+            more: Arc::clone(&more),
+        };
         Self {
-            uart: Mutex::new(Serial::with_events(
-                Irq(irq),
-                Drained(drained),
-                queue.clone(),
-            )),
+            uart: Mutex::new(Serial::with_events(Irq(irq), drained, queue.clone())),
+            more,
             queue,
         }
     }
@@ -101,9 +113,13 @@ impl Com1 {
         self.queue.let_through(through);
     }
 
-    /// Offers input; returns how many bytes the FIFO took.
+    /// Offers input; returns how many bytes the FIFO took. The rest is to be offered
+    /// again when `drained` is signalled.
     pub fn offer(&self, input: &[u8]) -> usize {
-        self.uart.lock().enqueue_raw_bytes(input).unwrap_or(0)
+        let mut uart = self.uart.lock();
+        let taken = uart.enqueue_raw_bytes(input).unwrap_or(0);
+        self.more.store(taken < input.len(), Ordering::Relaxed);
+        taken
     }
 }
 
@@ -112,7 +128,7 @@ mod tests {
     use super::*;
     use crate::output::QUEUE_LIMIT;
     use std::io::Write;
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
 
@@ -216,6 +232,30 @@ mod tests {
             assert_eq!(com1.read(0), b'i');
         }
         assert_eq!(com1.offer(&input[taken..]), 36);
+    }
+
+    #[test]
+    fn the_loop_is_woken_only_for_input_that_waits() {
+        let output = Output::start("test", Box::new(io::sink())).unwrap();
+        let drained = eventfd();
+        let com1 = Com1::new(eventfd(), drained.try_clone().unwrap(), &output);
+        let wakes = || drained.read().unwrap_or(0);
+        let read = |count| (0..count).map(|_| com1.read(0)).for_each(|_| ());
+        // What one `rep insb` does: nothing has been typed.
+        read(4096);
+        assert_eq!(wakes(), 0);
+        assert_eq!(com1.offer(b"short"), 5);
+        read(4096);
+        assert_eq!(wakes(), 0, "all of it was taken");
+        // More than fits: one wake-up, once all that fitted has been read.
+        assert_eq!(com1.offer(&[b'i'; 100]), 64);
+        read(63);
+        assert_eq!(wakes(), 0);
+        read(4096);
+        assert_eq!(wakes(), 1);
+        assert_eq!(com1.offer(&[b'i'; 36]), 36);
+        read(4096);
+        assert_eq!(wakes(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Nothing of KVM's own signature may stay: the guest would prefer it.
 
 use bitflags::bitflags;
+use kvm_bindings::CpuId;
 
 /// One CPUID leaf: function, then EAX, EBX, ECX, EDX.
 pub type Leaf = (u32, [u32; 4]);
@@ -34,6 +35,7 @@ bitflags! {
     struct Features: u32 {
         const TIME_REF_COUNT = 1 << 1;
         const SYNIC = 1 << 2;
+        const SYNTHETIC_TIMERS = 1 << 3;
         const APIC = 1 << 4;
         const HYPERCALL = 1 << 5;
         const VP_INDEX = 1 << 6;
@@ -55,6 +57,9 @@ bitflags! {
     struct Misc: u32 {
         const FREQUENCIES = 1 << 8;
         const CRASH_MSRS = 1 << 10;
+        /// A synthetic timer may interrupt with a vector of its own, which is how
+        /// Linux uses it from 5.2 on; before, it would take a message for each tick.
+        const DIRECT_TIMERS = 1 << 19;
     }
 
     /// Leaf 0x40000004 EAX: advice to the guest.
@@ -77,6 +82,8 @@ pub struct Given {
     pub invariant_tsc: bool,
     /// Its kernel has the assist page, and a guest gains by it.
     pub lazy_eoi: bool,
+    /// There are synthetic timers, with interrupts of their own.
+    pub timers: bool,
 }
 
 /// The leaves of a partition with `cpus` VPs.
@@ -84,6 +91,9 @@ pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
     let mut features = Features::all();
     features.set(Features::TSC_INVARIANT, given.invariant_tsc);
     features.set(Features::APIC, given.lazy_eoi);
+    features.set(Features::SYNTHETIC_TIMERS, given.timers);
+    let mut misc = Misc::all();
+    misc.set(Misc::DIRECT_TIMERS, given.timers);
     let mut hints = Hints::all();
     hints.set(Hints::LAZY_EOI, given.lazy_eoi);
     let [b, c, d] = VENDOR;
@@ -93,12 +103,7 @@ pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
         (FIRST + 2, [BUILD, VERSION, 0, 0]),
         (
             FIRST + 3,
-            [
-                features.bits(),
-                Privileges::all().bits(),
-                0,
-                Misc::all().bits(),
-            ],
+            [features.bits(), Privileges::all().bits(), 0, misc.bits()],
         ),
         (FIRST + 4, [hints.bits(), SPIN_FOREVER, 0, 0]),
         (FIRST + 5, [cpus, cpus, 0, 0]),
@@ -108,6 +113,17 @@ pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
     leaves
 }
 
+/// Whether KVM, by the leaves that it says it supports, has the timers of
+/// [`Given::timers`].
+pub fn offers_direct_timers(supported: &CpuId) -> bool {
+    let all = supported.as_slice();
+    all.iter().any(|leaf| {
+        leaf.function == FIRST + 3
+            && leaf.eax & Features::SYNTHETIC_TIMERS.bits() != 0
+            && leaf.edx & Misc::DIRECT_TIMERS.bits() != 0
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,10 +131,12 @@ mod tests {
     const ALL: Given = Given {
         invariant_tsc: true,
         lazy_eoi: true,
+        timers: true,
     };
     const NONE: Given = Given {
         invariant_tsc: false,
         lazy_eoi: false,
+        timers: false,
     };
 
     fn leaf(function: u32) -> [u32; 4] {
@@ -140,8 +158,25 @@ mod tests {
 
     #[test]
     fn features_are_the_recommended_ones() {
-        assert_eq!(leaf(0x4000_0003), [0x8A76, 0x30, 0, 0x500]);
-        assert_eq!(leaves(1, NONE)[3].1[0], 0x0A66);
+        assert_eq!(leaf(0x4000_0003), [0x8A7E, 0x30, 0, 0x8_0500]);
+        assert_eq!(leaves(1, NONE)[3].1, [0x0A66, 0x30, 0, 0x500]);
+    }
+
+    #[test]
+    fn timers_need_both_of_kvms_bits() {
+        let said = |eax, edx| {
+            let leaf = kvm_bindings::kvm_cpuid_entry2 {
+                function: 0x4000_0003,
+                eax,
+                edx,
+                ..Default::default()
+            };
+            offers_direct_timers(&CpuId::from_entries(&[leaf]).unwrap())
+        };
+        assert!(said(0x8, 0x8_0000));
+        assert!(!said(0x8, 0));
+        assert!(!said(0, 0x8_0000));
+        assert!(!offers_direct_timers(&CpuId::from_entries(&[]).unwrap()));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | CPUID | [`cpuid`] | [`cpuid`] |
 //! | guest id, hypercall page, VP index, reference time, frequencies | KVM | [`msr`] |
 //! | SynIC MSRs, injection | KVM | `vmbus::synic`, MSI |
+//! | synthetic timers | KVM | `vmbus::synic`, a timerfd and MSI |
 //! | crash MSRs, TSC control | [`msr`] (KVM keeps no crash message) | [`msr`] |
 //! | hypercalls | VMCALL, exits as `KVM_EXIT_HYPERV` | OUT in the hypercall page |
 //!
@@ -21,7 +22,10 @@ pub mod interrupts;
 pub mod msr;
 mod port;
 pub mod time;
+mod timers;
 
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -44,6 +48,7 @@ use interrupts::SintLines;
 pub use msr::Fault;
 use msr::Partition;
 pub use port::{BusPort, FromGuest, Posted};
+use timers::Timers;
 
 /// Who emulates the SynIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -70,7 +75,7 @@ pub struct Hyperv {
 /// `vmbus`; they differ in who holds the registers and raises the interrupt.
 enum Synic {
     Kernel(Mutex<ExternalSynic>, SintLines),
-    User(Mutex<SoftSynic>),
+    User(Mutex<SoftSynic>, Timers),
 }
 
 impl Hyperv {
@@ -89,7 +94,10 @@ impl Hyperv {
                 let lines = SintLines::new(cpus)?;
                 Synic::Kernel(Mutex::new(ExternalSynic::new(cpus)), lines)
             }
-            SynicMode::User => Synic::User(Mutex::new(SoftSynic::new(cpus))),
+            SynicMode::User => {
+                let timers = Timers::new(cpus)?;
+                Synic::User(Mutex::new(SoftSynic::new(cpus)), timers)
+            }
         };
         Ok(Self {
             partition: Partition::new(memory.clone(), cpus, tsc_hz),
@@ -105,7 +113,7 @@ impl Hyperv {
     pub fn wire_interrupts(&self) -> Result<(), KvmError> {
         match &self.synic {
             Synic::Kernel(_, lines) => lines.wire(&self.vm),
-            Synic::User(_) => Ok(()),
+            Synic::User(..) => Ok(()),
         }
     }
 
@@ -113,7 +121,7 @@ impl Hyperv {
     pub fn mode(&self) -> SynicMode {
         match self.synic {
             Synic::Kernel(..) => SynicMode::Kernel,
-            Synic::User(_) => SynicMode::User,
+            Synic::User(..) => SynicMode::User,
         }
     }
 
@@ -121,6 +129,48 @@ impl Hyperv {
     /// when it goes on after a pause.
     pub fn set_tsc_offset(&self, offset: u64) {
         self.tsc_offset.store(offset, Ordering::Release);
+    }
+
+    /// The guest's time stands still, and so do our synthetic timers.
+    pub fn hold_timers(&self) {
+        if let Synic::User(_, timers) = &self.synic {
+            timers.hold(true);
+        }
+    }
+
+    /// The guest's time goes on, by the TSC that was told before.
+    pub fn release_timers(&self) {
+        if let Synic::User(_, timers) = &self.synic {
+            timers.hold(false);
+            for (vp, _) in (0..).zip(timers.alarms()) {
+                self.timer_rings(vp);
+            }
+        }
+    }
+
+    /// What tells that a synthetic timer of VP 0, 1, … may have expired; empty if KVM
+    /// sees to them. They are watched by their edges, and never read.
+    pub fn alarms(&self) -> Vec<RawFd> {
+        match &self.synic {
+            Synic::Kernel(..) => Vec::new(),
+            Synic::User(_, timers) => timers.alarms().collect(),
+        }
+    }
+
+    /// A VP's alarm rings.
+    pub fn timer_rings(&self, vp: u32) {
+        if let Synic::User(_, timers) = &self.synic {
+            timers.ring(vp, self.reference_time(), |vector| {
+                interrupts::send_msi(&self.vm, vp, vector);
+            });
+        }
+    }
+
+    /// The reference counter now, by the host's TSC.
+    fn reference_time(&self) -> u64 {
+        let offset = self.tsc_offset.load(Ordering::Acquire);
+        let tsc = sys::host_tsc().wrapping_add(offset);
+        self.partition.reference_time(tsc)
     }
 
     /// The guest's name for itself, once it has told it.
@@ -141,8 +191,7 @@ impl Hyperv {
                 .unwrap_or_default()
         };
         if self.mode() == SynicMode::User {
-            let tsc = sys::host_tsc().wrapping_add(self.tsc_offset.load(Ordering::Acquire));
-            return TimeSample::from_unix(now(), self.partition.reference_time(tsc));
+            return TimeSample::from_unix(now(), self.reference_time());
         }
         // KVM's reference counter is its clock in units of 100 ns.
         let clock = self.vm.get_clock().unwrap_or_default();
@@ -163,8 +212,11 @@ impl Hyperv {
     /// Reads an MSR for a VP.
     pub fn read_msr(&self, vp: u32, index: u32, tsc: Option<u64>) -> Result<u64, Fault> {
         match &self.synic {
-            Synic::User(synic) if SoftSynic::owns_msr(index) => {
+            Synic::User(synic, _) if SoftSynic::owns_msr(index) => {
                 synic.lock().read_msr(VpIndex(vp), index).ok_or(Fault)
+            }
+            Synic::User(_, timers) if Timers::owns_msr(index) => {
+                timers.read_msr(vp, index).ok_or(Fault)
             }
             _ => self.partition.read(vp, index, tsc),
         }
@@ -173,7 +225,7 @@ impl Hyperv {
     /// Writes an MSR for a VP; a crash report comes back when the guest told one.
     pub fn write_msr(&self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
         match &self.synic {
-            Synic::User(synic) if SoftSynic::owns_msr(index) => {
+            Synic::User(synic, _) if SoftSynic::owns_msr(index) => {
                 let mut synic = synic.lock();
                 let written = synic.write_msr(&self.memory, VpIndex(vp), index, value);
                 self.interrupt_by_msi(&mut synic);
@@ -181,6 +233,12 @@ impl Hyperv {
                     self.port.ring_if_congested();
                 }
                 written.map(|()| None).map_err(|_| Fault)
+            }
+            Synic::User(_, timers) if Timers::owns_msr(index) => {
+                let now = self.reference_time();
+                let interrupt = |vector| interrupts::send_msi(&self.vm, vp, vector);
+                let written = timers.write_msr(vp, index, value, now, interrupt);
+                written.then_some(None).ok_or(Fault)
             }
             _ => self.partition.write(vp, index, value),
         }
@@ -204,7 +262,7 @@ impl Hyperv {
     pub fn end_of_message_event(&self) -> Option<&Arc<EventFd>> {
         match &self.synic {
             Synic::Kernel(_, lines) => Some(&lines.end_of_message),
-            Synic::User(_) => None,
+            Synic::User(..) => None,
         }
     }
 
@@ -228,7 +286,7 @@ impl Hyperv {
                 let synic = synic.lock();
                 (0..cpus).any(|vp| synic.queued_messages(VpIndex(vp)) > 0)
             }
-            Synic::User(_) => false,
+            Synic::User(..) => false,
         }
     }
 
@@ -247,7 +305,7 @@ impl Hyperv {
                 raise_lines(&mut synic, lines);
                 posted
             }
-            Synic::User(synic) => {
+            Synic::User(synic, _) => {
                 let mut synic = synic.lock();
                 let posted = synic.post_message(&self.memory, vp, sint, message_type, payload);
                 self.interrupt_by_msi(&mut synic);
@@ -265,7 +323,7 @@ impl Hyperv {
                 raise_lines(&mut synic, lines);
                 signalled
             }
-            Synic::User(synic) => {
+            Synic::User(synic, _) => {
                 let mut synic = synic.lock();
                 let signalled = synic.signal_event(&self.memory, vp, sint, flag);
                 self.interrupt_by_msi(&mut synic);
@@ -278,18 +336,19 @@ impl Hyperv {
     pub fn discard_messages(&self) {
         match &self.synic {
             Synic::Kernel(synic, _) => synic.lock().discard_messages(),
-            Synic::User(synic) => synic.lock().discard_messages(),
+            Synic::User(synic, _) => synic.lock().discard_messages(),
         }
     }
 
-    /// From now on the guest's signals to a connection write an eventfd.
-    pub fn bind_signal(&self, connection_id: u32, event: EventFd) {
-        self.port.bind(connection_id, event, self.in_kernel_vm());
+    /// The eventfd that the guest's signals to a connection write, until it is
+    /// unbound. It may hold signals from before.
+    pub fn bind_signal(&self, connection_id: u32) -> io::Result<Arc<EventFd>> {
+        self.port.bind(connection_id, self.in_kernel_vm())
     }
 
-    /// The connection is no more.
+    /// The connection is no more. This takes no time: see [`port`].
     pub fn unbind_signal(&self, connection_id: u32) {
-        self.port.unbind(connection_id, self.in_kernel_vm());
+        self.port.unbind(connection_id);
     }
 
     /// Whether the guest has to read its messages before it may post more.

@@ -8,6 +8,8 @@
 //! ```
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,8 +51,24 @@ pub struct FromGuest {
 pub struct BusPort {
     messages: Sender<Posted>,
     bell: Arc<EventFd>,
-    signals: RwLock<HashMap<u32, EventFd>>,
+    signals: RwLock<HashMap<u32, Binding>>,
     congested: AtomicBool,
+}
+
+/// Eventfds of connections, open or closed: as many as there are channel numbers.
+const MAX_BINDINGS: usize = 2047;
+
+/// A connection's eventfd. It stays with the connection's number for the machine's
+/// life, because KVM takes milliseconds to forget one (it waits until no vCPU looks
+/// at its table), and the numbers come again: the bus takes the lowest that is free.
+#[derive(Debug)]
+struct Binding {
+    event: Arc<EventFd>,
+    /// A channel has it. If not, nobody watches the eventfd, so that it does not
+    /// matter that KVM still takes the guest's signals.
+    open: bool,
+    /// KVM knows it.
+    in_kvm: bool,
 }
 
 /// Message types that begin or end a session, and with it all that waits.
@@ -58,7 +76,7 @@ const SESSION_MESSAGES: [[u8; 4]; 2] = [14u32.to_le_bytes(), 16u32.to_le_bytes()
 
 impl BusPort {
     /// A port and its other end.
-    pub fn new() -> std::io::Result<(Self, FromGuest)> {
+    pub fn new() -> io::Result<(Self, FromGuest)> {
         let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (sender, receiver) = bounded(MAX_MESSAGES);
         let port = Self {
@@ -114,33 +132,49 @@ impl BusPort {
 
     /// HvSignalEvent, when it exited.
     pub fn signal(&self, connection_id: u32, flag: u16) -> HvStatus {
-        match self.signals.read().get(&connection_id) {
+        let signals = self.signals.read();
+        match signals.get(&connection_id).filter(|binding| binding.open) {
             None => HvStatus::INVALID_CONNECTION_ID,
             // Each connection has the one flag that Linux uses.
             Some(_) if flag != 0 => HvStatus::INVALID_PORT_ID,
-            Some(event) => {
-                let _ = event.write(1);
+            Some(binding) => {
+                let _ = binding.event.write(1);
                 HvStatus::SUCCESS
             }
         }
     }
 
-    pub(super) fn bind(&self, connection_id: u32, event: EventFd, vm: Option<&VmFd>) {
-        if let Some(vm) = vm
-            && let Err(error) = sys::hyperv_eventfd(vm, connection_id, &event, true)
-        {
-            // The signal exits then, and is found below: slower, not lost.
-            log::warn!("connection {connection_id:#x}: no eventfd in KVM: {error}");
+    /// A connection's eventfd, for as long as it is open. It may have been signalled
+    /// already, before the connection was closed the last time.
+    pub(super) fn bind(&self, connection_id: u32, vm: Option<&VmFd>) -> io::Result<Arc<EventFd>> {
+        let mut signals = self.signals.write();
+        let full = signals.len() >= MAX_BINDINGS;
+        let binding = match signals.entry(connection_id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(_) if full => return Err(io::ErrorKind::QuotaExceeded.into()),
+            Entry::Vacant(entry) => entry.insert(Binding {
+                event: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
+                open: false,
+                in_kvm: false,
+            }),
+        };
+        if let Some(vm) = vm.filter(|_| !binding.in_kvm) {
+            match sys::bind_hyperv_eventfd(vm, connection_id, &binding.event) {
+                Ok(()) => binding.in_kvm = true,
+                // The signal exits then, and is found above: slower, not lost.
+                Err(error) => {
+                    log::warn!("connection {connection_id:#x}: no eventfd in KVM: {error}");
+                }
+            }
         }
-        self.signals.write().insert(connection_id, event);
+        binding.open = true;
+        Ok(Arc::clone(&binding.event))
     }
 
-    pub(super) fn unbind(&self, connection_id: u32, vm: Option<&VmFd>) {
-        let event = self.signals.write().remove(&connection_id);
-        if let (Some(vm), Some(event)) = (vm, event)
-            && let Err(error) = sys::hyperv_eventfd(vm, connection_id, &event, false)
-        {
-            log::debug!("connection {connection_id:#x}: {error}");
+    /// The connection is closed: signals to it have no effect.
+    pub(super) fn unbind(&self, connection_id: u32) {
+        if let Some(binding) = self.signals.write().get_mut(&connection_id) {
+            binding.open = false;
         }
     }
 }
@@ -190,13 +224,29 @@ mod tests {
     #[test]
     fn a_signal_reaches_the_channel_that_is_bound_and_only_flag_zero() {
         let (port, _from_guest) = BusPort::new().unwrap();
-        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        port.bind(0x1_0001, event.try_clone().unwrap(), None);
+        let event = port.bind(0x1_0001, None).unwrap();
         assert_eq!(port.signal(0x1_0001, 0), HvStatus::SUCCESS);
         assert_eq!(event.read().unwrap(), 1);
         assert_eq!(port.signal(0x1_0001, 1), HvStatus::INVALID_PORT_ID);
         assert_eq!(port.signal(0x1_0002, 0), HvStatus::INVALID_CONNECTION_ID);
-        port.unbind(0x1_0001, None);
+        port.unbind(0x1_0001);
         assert_eq!(port.signal(0x1_0001, 0), HvStatus::INVALID_CONNECTION_ID);
+        assert!(event.read().is_err(), "nobody was signalled");
+    }
+
+    #[test]
+    fn a_number_that_comes_again_has_the_eventfd_that_it_had() {
+        let (port, _from_guest) = BusPort::new().unwrap();
+        let first = port.bind(0x1_0001, None).unwrap();
+        let other = port.bind(0x1_0002, None).unwrap();
+        for _ in 0..1000 {
+            port.unbind(0x1_0001);
+            let again = port.bind(0x1_0001, None).unwrap();
+            assert!(Arc::ptr_eq(&first, &again));
+        }
+        assert!(!Arc::ptr_eq(&first, &other));
+        assert_eq!(port.signals.read().len(), 2);
+        assert_eq!(port.signal(0x1_0001, 0), HvStatus::SUCCESS);
+        assert_eq!(first.read().unwrap(), 1);
     }
 }

@@ -21,8 +21,8 @@ use libc::{
     SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rmdir, SYS_rseq,
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
     SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setsockopt, SYS_shutdown,
-    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_unlink, SYS_unlinkat, SYS_write,
-    SYS_writev,
+    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime,
+    SYS_unlink, SYS_unlinkat, SYS_write, SYS_writev,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
@@ -85,10 +85,12 @@ const CLIENTS: &[i64] = &[
 ];
 
 /// Channels' eventfds, and Unix sockets that a guest's connections go to.
-const CHANNELS: &[i64] = &[SYS_eventfd2, SYS_dup, SYS_connect];
+const CHANNELS: &[i64] = &[SYS_eventfd2, SYS_connect];
 
 /// A machine's memory, kernel and threads; the sockets' files at the end.
 const MACHINES: &[i64] = &[
+    SYS_dup,
+    SYS_timerfd_create,
     SYS_lseek,
     SYS_pread64,
     SYS_fstat,
@@ -114,6 +116,11 @@ const VCPU_REQUESTS: &[u32] = &[
     write::<kvm_msrs>(0x89),
     none(0x9A), // KVM_NMI
 ];
+
+/// The alarms of synthetic timers.
+const ALARMS: &[i64] = &[SYS_timerfd_settime];
+
+const TIMER_REQUESTS: &[u32] = &[write::<kvm_msi>(0xA5)];
 
 const BUS_REQUESTS: &[u32] = &[
     write::<kvm_msi>(0xA5),
@@ -159,7 +166,7 @@ const SOCKET_REQUESTS: &[u32] = &[0x5421];
 pub(super) fn of(kind: Kind) -> Rules {
     let (calls, requests): (&[&[i64]], &[&[u32]]) = match kind {
         Kind::Main => (
-            &[EPOLL, CLIENTS, CHANNELS, MACHINES],
+            &[EPOLL, CLIENTS, CHANNELS, MACHINES, ALARMS],
             &[
                 VCPU_REQUESTS,
                 BUS_REQUESTS,
@@ -169,11 +176,12 @@ pub(super) fn of(kind: Kind) -> Rules {
             ],
         ),
         Kind::Maker => (&[], &[MAKER_REQUESTS]),
-        Kind::Vcpu => (&[], &[VCPU_REQUESTS]),
+        Kind::Vcpu => (&[ALARMS], &[VCPU_REQUESTS]),
         Kind::Bus => (
             &[EPOLL, CLIENTS, CHANNELS],
             &[BUS_REQUESTS, SOCKET_REQUESTS],
         ),
+        Kind::Timers => (&[EPOLL, ALARMS], &[TIMER_REQUESTS]),
         Kind::Api => (&[EPOLL, CLIENTS], &[SOCKET_REQUESTS]),
         Kind::Output => (&[], &[]),
     };

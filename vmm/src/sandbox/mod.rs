@@ -7,6 +7,7 @@
 //!   ├─ console, stderr, events   Output   write, and what every thread needs
 //!   ├─ api                       Api      its clients' sockets
 //!   ├─ vcpuN                     Vcpu     KVM_RUN and a few more of KVM's calls
+//!   ├─ timers                    Timers   KVM_SIGNAL_MSI; only with `--synic user`
 //!   └─ bus                       Bus      eventfds, Unix sockets
 //! ```
 //!
@@ -60,6 +61,8 @@ pub enum Kind {
     Vcpu,
     /// Has the bus and the Hyper-V sockets.
     Bus,
+    /// Has the synthetic timers of `--synic user`.
+    Timers,
     /// Serves the control API.
     Api,
     /// Writes to one file.
@@ -67,11 +70,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Main,
         Self::Maker,
         Self::Vcpu,
         Self::Bus,
+        Self::Timers,
         Self::Api,
         Self::Output,
     ];
@@ -90,7 +94,7 @@ pub enum SandboxError {
 
 /// The process's filters: there is one set of them, since that is how the
 /// kernel has them too. Empty until [`init`]: a test's threads are free.
-static FILTERS: OnceLock<[(Kind, BpfProgram); 6]> = OnceLock::new();
+static FILTERS: OnceLock<[(Kind, BpfProgram); 7]> = OnceLock::new();
 
 /// Makes the filters, before the first thread starts. Whatever the mode, no
 /// program that this process starts gains privileges from now on.

@@ -12,12 +12,13 @@ use super::*;
 
 const CHILD: &str = "VMM_SANDBOX_CHILD";
 
-const KINDS: [(&str, Kind); 8] = [
+const KINDS: [(&str, Kind); 9] = [
     ("main", Kind::Main),
     ("maker", Kind::Maker),
     (FIRST_MAKER, Kind::Maker),
     ("vcpu0", Kind::Vcpu),
     ("bus", Kind::Bus),
+    ("timers", Kind::Timers),
     ("api", Kind::Api),
     ("console", Kind::Output),
     (BEFORE, Kind::Output),

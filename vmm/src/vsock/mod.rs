@@ -53,10 +53,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Files that are needed for other things: the control API's clients, clients
 /// that greet, and what every machine has.
 const FILES_KEPT: u64 = 256 + MAX_GREETINGS as u64;
-/// A vCPU takes its own and its interrupt's.
-const FILES_PER_CPU: u64 = 2;
-/// A connection takes its socket and its channel's eventfd twice.
-const FILES_PER_CONNECTION: u64 = 3;
+/// A vCPU takes its own, its interrupt's and its timers'.
+const FILES_PER_CPU: u64 = 3;
+/// A connection takes its socket and its channel's eventfd, which is kept.
+const FILES_PER_CONNECTION: u64 = 2;
 
 /// What is the same for every machine of the process.
 #[derive(Debug)]

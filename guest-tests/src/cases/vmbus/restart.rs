@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::has_uio;
 use super::{check_connected, check_echo, check_log, clear_log, load, newest, note};
+use crate::cases::boot::check_timers;
 use crate::cpio::Archive;
 use crate::ensure;
 use crate::suite::{Case, Context, Outcome, Vm};
@@ -105,6 +106,7 @@ fn again(context: &Context, vm: &mut Vm, how: &str, took: Duration) -> Outcome {
     load(vm)?;
     check_connected(vm, newest(context))?;
     check_echo(vm)?;
+    check_timers(vm, context.cpus)?;
     check_log(vm, &[])?;
     note(&format!(
         "{how}: up after {:.1} s, connected after {:.1} s more",

@@ -13,6 +13,7 @@ use super::client::Client;
 use super::commands::{parse, print};
 use super::{CtlError, show};
 use crate::api::data::{IpBody, IpEntry, ItemBody, ItemList, ValueKind, encoded};
+use crate::escape;
 
 /// `vmmctl kvp`.
 #[derive(Debug, Subcommand)]
@@ -130,9 +131,9 @@ pub fn kvp(vm: &Client, what: &Kvp, json: bool) -> Result<(), CtlError> {
             let value = get(vm, key, *pool)?;
             print(json, &value, || {
                 let value = value["value"].as_str().unwrap_or_default();
-                // A terminal would obey what a guest has written.
+                // A terminal would obey what a guest has written; a script wants it as it is.
                 Ok(if stdout().is_terminal() {
-                    format!("{}\n", shown(value))
+                    format!("{}\n", escape::line(value))
                 } else {
                     format!("{value}\n")
                 })
@@ -173,7 +174,7 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
         return print(json, &answer, || {
             let list: ItemList = parse(&answer)?;
             let rows = list.items.iter();
-            let rows = rows.map(|item| [shown(&item.key), shown(&item.value)]);
+            let rows = rows.map(|item| [item.key.clone(), item.value.clone()]);
             Ok(show::table(["KEY", "VALUE"], rows) + &remarks(&list))
         });
     }
@@ -189,17 +190,11 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
             let list: ItemList = parse(&all[pool.name()])?;
             end.push_str(&remarks(&list));
             for item in list.items {
-                rows.push([pool.name().to_owned(), shown(&item.key), shown(&item.value)]);
+                rows.push([pool.name().to_owned(), item.key, item.value]);
             }
         }
         Ok(show::table(["POOL", "KEY", "VALUE"], rows.into_iter()) + &end)
     })
-}
-
-/// A value on one line, without what could move a terminal's cursor.
-fn shown(value: &str) -> String {
-    let harmless = |c: char| if c.is_control() { ' ' } else { c };
-    value.chars().map(harmless).collect()
 }
 
 fn remarks(list: &ItemList) -> String {
@@ -252,7 +247,8 @@ pub fn ip(vm: &Client, what: &Ip, json: bool) -> Result<(), CtlError> {
                     ("DNS", ip.dns.join(" ")),
                     ("DHCP", dhcp.into()),
                 ];
-                let lines = rows.map(|(name, value)| format!("{name:<10} {}\n", shown(&value)));
+                let lines =
+                    rows.map(|(name, value)| format!("{name:<10} {}\n", escape::line(value)));
                 Ok(lines.concat())
             })
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use serde_json::to_vec;
+use serde_json::to_string;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::super::http;
@@ -14,6 +14,7 @@ use super::super::pipe::Pipe;
 use super::super::routes::Stream;
 use super::super::types::{Answer, ErrorBody};
 use crate::audience::Watcher;
+use crate::escape;
 
 /// Bytes of lines that wait for one client.
 const MAX_OUTPUT: usize = 256 << 10;
@@ -211,13 +212,15 @@ impl Client {
 
     pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
         let (status, json) = match answer {
-            Ok(value) => (200, to_vec(&value)),
-            Err(error) => (error.status, to_vec(&ErrorBody { error })),
+            Ok(value) => (200, to_string(&value)),
+            Err(error) => (error.status, to_string(&ErrorBody { error })),
         };
-        // Values that come from serde can be written by it.
-        let mut json = json.unwrap_or_default();
-        json.push(b'\n');
-        self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
+        // Values that come from serde can be written by it. A client's terminal may be
+        // where they end.
+        let mut json = escape::json(json.unwrap_or_default());
+        json.push('\n');
+        let response = http::response(status, json.as_bytes(), keep_alive);
+        self.finish_answer(response, keep_alive)
     }
 
     pub(super) fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {

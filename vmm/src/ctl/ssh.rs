@@ -49,7 +49,7 @@ Examples:
   vmmctl ssh -i key 'cd /var/log && tar -c .' > logs.tar
   vmmctl ssh -A
 
-Exit codes: that of the command; 255 if ssh failed, 1 if vmmctl did.
+Exit codes: that of the command, 255 if ssh failed, 1 if vmmctl did.
 
 The guest needs an sshd on vsock port 22, which systemd 256 and newer serve when openssh-server is
 installed, and a key of yours: vmm --ssh-key ~/.ssh/id_ed25519.pub. See docs/ssh.md.")]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The programs as a user calls them, with a socket in a VM's place that answers what
 //! a test wants, and in some a script in the place of ssh.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -196,7 +196,10 @@ fn what_this_command_line_says_wins() {
     ]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("adds '") && said.contains("-F none"), "{said}");
+    assert!(
+        said.contains("adds '") && said.contains("-F none"),
+        "{said}"
+    );
     let lines = effective(&place, &["-F", &config, "-o", "ClearAllForwardings=no"]).unwrap();
     assert!(
         lines.iter().any(|line| line.starts_with("remoteforward")),

@@ -84,12 +84,9 @@ fn listen_at(text: &str) -> Result<SocketAddr, String> {
 /// Runs `vmmctl forward`.
 pub fn run(vm: &Client, what: &Forward, json: bool) -> Result<(), CtlError> {
     let status: VmStatus = parse(&vm.get(AS_KNOWN)?)?;
-    let socket: PathBuf = match status.vsock {
-        Some(path) => path.into(),
-        None => {
-            let why = "this VM has no Hyper-V sockets: vsock is not in its --ic";
-            return Err(CtlError::Refused(why.into()));
-        }
+    let Some(socket) = status.vsock.map(PathBuf::from) else {
+        let why = "this VM has no Hyper-V sockets: vsock is not in its --ic";
+        return Err(CtlError::Refused(why.into()));
     };
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let listen = what.listen;
@@ -241,12 +238,11 @@ fn both_ways(client: &TcpStream, guest: &UnixStream) -> Result<(), Broken> {
             .spawn_scoped(scope, || {
                 match pass(client, guest, |guest| guest.shutdown(Shutdown::Write)) {
                     // The guest reads no more, and what it has said is still on its way.
-                    Err(Broken::To(_)) => Ok(()),
+                    Ok(()) | Err(Broken::To(_)) => Ok(()),
                     Err(error) => {
                         let _ = guest.shutdown(Shutdown::Both);
                         Err(error)
                     }
-                    Ok(()) => Ok(()),
                 }
             });
         let to_client = match &to_guest {

@@ -22,7 +22,8 @@ pub(super) fn list(names_only: bool, json: bool) -> Result<(), CtlError> {
     if names_only {
         let names: Vec<Value> = vms.iter().map(|(name, _)| name.clone().into()).collect();
         return print(json, &Value::Array(names), || {
-            Ok(vms.iter().map(|(name, _)| format!("{name}\n")).collect())
+            let lines = vms.iter().flat_map(|(name, _)| [name.as_str(), "\n"]);
+            Ok(lines.collect())
         });
     }
     let clients = vms

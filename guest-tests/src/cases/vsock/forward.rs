@@ -39,14 +39,12 @@ impl Forward {
         }
         let told: Value = serde_json::from_str(&line).unwrap_or_default();
         let port = told.get("port").and_then(Value::as_u64);
-        match port.and_then(|port| u16::try_from(port).ok()) {
-            Some(port) => Ok(Self { child, port }),
-            None => {
-                let _ = child.kill();
-                let output = child.wait_with_output()?;
-                Err(Failure(format!("no port in {line:?}: {output:?}")))
-            }
+        if let Some(port) = port.and_then(|port| u16::try_from(port).ok()) {
+            return Ok(Self { child, port });
         }
+        let _ = child.kill();
+        let output = child.wait_with_output()?;
+        Err(Failure(format!("no port in {line:?}: {output:?}")))
     }
 
     fn connect(&self) -> io::Result<TcpStream> {
@@ -143,9 +141,9 @@ pub(super) fn run(context: &Context) -> Outcome {
 fn slow(forward: &Forward) -> Outcome {
     let mut stuck = forward.connect()?;
     stuck.set_write_timeout(Some(Duration::from_secs(2)))?;
-    let mut sent = 0;
+    let (data, mut sent) = (vec![0; 64 << 10], 0);
     let stopped = loop {
-        match stuck.write(&[0; 64 << 10]) {
+        match stuck.write(&data) {
             Ok(count) => sent += count,
             Err(error) => break error,
         }

@@ -323,7 +323,8 @@ mod tests {
                     }
                     let words = words.iter().map(|word| word.replace('\'', ""));
                     // A file that is not here.
-                    let words = words.filter(|word| !word.ends_with(".pub") && word != "--ssh-key");
+                    let words =
+                        words.filter(|word| !word.contains("id_ed25519") && word != "--ssh-key");
                     let parsed = match part.trim_start().split(' ').next() {
                         Some("vmm") => cli::Args::command().try_get_matches_from(words),
                         _ => ctl::cli::Args::command().try_get_matches_from(words),

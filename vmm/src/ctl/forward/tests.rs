@@ -115,9 +115,9 @@ fn a_reader_that_stops_stops_its_writer_only() {
     stuck
         .set_write_timeout(Some(Duration::from_millis(500)))
         .unwrap();
-    let mut sent = 0;
+    let (data, mut sent) = (vec![0; 65536], 0);
     let error = loop {
-        match stuck.write(&[0; 65536]) {
+        match stuck.write(&data) {
             Ok(count) => sent += count,
             Err(error) => break error,
         }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Building our own programs with cargo, quietly unless it is slow or fails.
+//! Building our own programs with cargo: visibly for people, quietly where what we write
+//! to standard error is another program's.
 
 use std::env;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Context, Result, failed};
 use crate::paths;
@@ -121,10 +124,21 @@ pub fn cargo() -> Command {
     command
 }
 
+/// From now on cargo shows what it does, whoever reads it.
+pub fn show_progress() {
+    SHOWN.store(true, Ordering::Relaxed);
+}
+
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
 fn run(mut command: Command) -> Result<()> {
     whisper(format_args!("cargo {}", describe(&command)));
-    // Cargo shows its own progress, on a terminal only.
-    let status = command.arg("--quiet").status().context(LAYER, "cargo")?;
+    // A build takes minutes on a fresh machine, and people want to see it move. Where a
+    // program runs for another, standard error is that program's.
+    if !SHOWN.load(Ordering::Relaxed) && !std::io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
+    let status = command.status().context(LAYER, "cargo")?;
     if status.success() {
         Ok(())
     } else {

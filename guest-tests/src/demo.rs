@@ -30,6 +30,7 @@ const IN_NEST: &str = "/tmp/vmm-demo.sock";
 
 /// Runs the demo; 0 if the guest powered off.
 pub fn demo() -> Result<u8> {
+    build::show_progress();
     let image = Image::guest(kernels::DEFAULT)?;
     let (vmm, vmmctl, suite) = step("building vmm", || {
         Ok((

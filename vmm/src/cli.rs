@@ -16,11 +16,31 @@ use ics_devices::{ServiceSet, ServiceSetError};
 use vmbus::wire::{Guid, ProtocolVersion};
 
 use crate::api::socket;
+use crate::completions::Offering;
 use crate::hyperv::SynicMode;
 use crate::sandbox;
 use crate::ssh_key::KeyFile;
 use crate::vsock::registry::{NameError, Registry, ServiceName, parse_service};
 
+/// Values that completions offer.
+const SERVICES: &[&str] = &[
+    "all",
+    "none",
+    "all,-fcopy",
+    "+fcopy",
+    "-vss",
+    "-kvp",
+    "-vsock",
+    "-timesync",
+    "heartbeat",
+    "shutdown",
+    "timesync",
+    "kvp",
+    "vss",
+    "fcopy",
+    "vsock",
+];
+const VERSIONS: &[&str] = &["2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3"];
 /// A number that no machine needs more of; KVM has its own, lower limit.
 const MAX_CPUS: u32 = 4096;
 
@@ -86,7 +106,7 @@ pub struct Args {
     pub hugepages: bool,
 
     /// The guest's first serial port: this terminal, nothing, or a file for its output
-    #[arg(long, value_name = "tty|null|file=PATH", default_value = "tty", value_parser = serial)]
+    #[arg(long, value_name = "tty|null|file=PATH", default_value = "tty", hide_possible_values = true, value_parser = Offering(serial, &["tty", "null", "file="]))]
     pub serial: Serial,
 
     /// The VM's name for vmmctl [default: vm-PID]
@@ -108,7 +128,7 @@ pub struct Args {
 
     /// Integration services to offer: heartbeat, shutdown, timesync, kvp, vss, fcopy, vsock; all,
     /// none, or a change such as +fcopy
-    #[arg(long, value_name = "LIST", default_value = "all,-fcopy", value_parser = services, allow_hyphen_values = true)]
+    #[arg(long, value_name = "LIST", default_value = "all,-fcopy", hide_possible_values = true, value_parser = Offering(services, SERVICES), allow_hyphen_values = true)]
     pub ic: ServiceSet,
 
     /// An item in the pool from host to guest; with @FILE its value is in a file. May be given
@@ -127,11 +147,11 @@ pub struct Args {
     pub vm_id: Option<Guid>,
 
     /// Who emulates the SynIC: kernel is the host's KVM, user is this program, auto is KVM if it can
-    #[arg(long, value_name = "auto|kernel|user", default_value = "auto", value_parser = synic)]
+    #[arg(long, value_name = "auto|kernel|user", default_value = "auto", hide_possible_values = true, value_parser = Offering(synic, &["auto", "kernel", "user"]))]
     pub synic: SynicChoice,
 
     /// Newest VMBus version to accept, from 2.4 to 5.3
-    #[arg(long, value_name = "X.Y", default_value = "5.3", value_parser = vmbus_version)]
+    #[arg(long, value_name = "X.Y", default_value = "5.3", hide_possible_values = true, value_parser = Offering(vmbus_version, VERSIONS))]
     pub vmbus_version: ProtocolVersion,
 
     /// Write every message and packet on the bus, decoded, one JSON object a line, to a file
@@ -139,19 +159,19 @@ pub struct Args {
     pub vmbus_trace: Option<PathBuf>,
 
     /// Offer a test device: echo sends back what it gets; with :toggle=DUR it comes and goes
-    #[arg(long, value_name = "echo[:toggle=DUR]", value_parser = device)]
+    #[arg(long, value_name = "echo[:toggle=DUR]", hide_possible_values = true, value_parser = Offering(device, &["echo", "echo:toggle="]))]
     pub device: Vec<TestDevice>,
 
     /// When the guest powers off: exit[:CODE] or reset
-    #[arg(long, value_name = "ACTION", default_value = "exit:0", value_parser = on_shutdown)]
+    #[arg(long, value_name = "ACTION", default_value = "exit:0", hide_possible_values = true, value_parser = Offering(on_shutdown, &["exit", "exit:0", "reset"]))]
     pub on_shutdown: Action,
 
     /// When the guest resets: reset (boot again) or exit[:CODE]
-    #[arg(long, value_name = "ACTION", default_value = "reset", value_parser = on_reset)]
+    #[arg(long, value_name = "ACTION", default_value = "reset", hide_possible_values = true, value_parser = Offering(on_reset, &["reset", "exit"]))]
     pub on_reset: Action,
 
     /// When the guest crashes: exit[:CODE], reset, or continue (leave it to the guest)
-    #[arg(long, value_name = "ACTION", default_value = "exit:20", value_parser = on_crash)]
+    #[arg(long, value_name = "ACTION", default_value = "exit:20", hide_possible_values = true, value_parser = Offering(on_crash, &["exit", "exit:20", "reset", "continue"]))]
     pub on_crash: Action,
 
     /// Give up after this long, such as 90s, 5m or 500ms, and exit with 30
@@ -164,7 +184,7 @@ pub struct Args {
 
     /// System calls that a thread has no use for: true ends vmm with a message, log lets them
     /// through and the host's kernel log names them, false has no filters
-    #[arg(long, value_name = "true|log|false", default_value = "true", value_parser = seccomp)]
+    #[arg(long, value_name = "true|log|false", default_value = "true", hide_possible_values = true, value_parser = Offering(seccomp, &["true", "log", "false"]))]
     pub seccomp: sandbox::Mode,
 
     /// How much to log
@@ -172,7 +192,8 @@ pub struct Args {
         long,
         value_name = "off|error|warn|info|debug|trace",
         default_value = "warn",
-        value_parser = log_level
+        hide_possible_values = true,
+        value_parser = Offering(log_level, &["off", "error", "warn", "info", "debug", "trace"])
     )]
     pub log_level: log::LevelFilter,
 
@@ -283,8 +304,18 @@ fn cpus(text: &str) -> Result<NonZeroU32, String> {
 }
 
 fn memory(text: &str) -> Result<u64, String> {
+    let size = size(text.strip_prefix("size=").unwrap_or(text))?;
+    // The rest of the checks is of the layout's making and names the flag too.
+    if size.is_multiple_of(4096) {
+        Ok(size)
+    } else {
+        Err("expected a size such as 256M or 2G; without a unit it is bytes, and a multiple of 4096".into())
+    }
+}
+
+/// Bytes, with a binary unit or without one.
+pub(crate) fn size(number: &str) -> Result<u64, String> {
     const EXPECTED: &str = "expected a size such as 256M or 2G";
-    let number = text.strip_prefix("size=").unwrap_or(text);
     let (digits, shift) = match number.char_indices().next_back() {
         Some((at, unit)) if !unit.is_ascii_digit() => {
             let shift = match unit.to_ascii_uppercase() {
@@ -298,17 +329,9 @@ fn memory(text: &str) -> Result<u64, String> {
         }
         _ => (number, 0),
     };
-    let size = digits
-        .parse::<u64>()
-        .map_err(|_| EXPECTED)?
-        .checked_mul(1 << shift)
-        .ok_or("more than a guest can address")?;
-    // The rest of the checks is of the layout's making and names the flag too.
-    if size.is_multiple_of(4096) {
-        Ok(size)
-    } else {
-        Err("expected a size such as 256M or 2G; without a unit it is bytes, and a multiple of 4096".into())
-    }
+    let number = digits.parse::<u64>().map_err(|_| EXPECTED)?;
+    let size = number.checked_mul(1 << shift);
+    size.ok_or_else(|| "more than a computer can address".into())
 }
 
 fn serial(text: &str) -> Result<Serial, String> {
@@ -457,14 +480,22 @@ fn event_log(text: &str) -> Result<EventLogTarget, String> {
 }
 
 /// Ends a program whose command line was not understood. Help goes to standard
-/// output; a mistake becomes one line.
+/// output, and is a success if it could be written; a mistake becomes one line.
 pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        let mut out = io::stdout().lock();
+        let text = error.render();
+        let written = write!(out, "{text}").and_then(|()| out.flush());
+        return match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                let _ = writeln!(io::stderr(), "{program}: cannot write the help: {error}");
+                exit::HOST.into()
+            }
+            _ => ExitCode::SUCCESS,
+        };
     }
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::audience::{Audience, Watcher};
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
+use crate::escape;
 use crate::feed::{Feed, FeedEnd};
 use crate::hyperv::{CrashReport, SynicMode};
 use crate::output::Output;
@@ -209,8 +210,8 @@ impl EventHub {
             ),
             uptime_ms: millis(self.start.elapsed()),
         };
-        let mut bytes = match serde_json::to_vec(&line) {
-            Ok(bytes) => bytes,
+        let mut bytes = match serde_json::to_string(&line) {
+            Ok(json) => escape::json(json).into_bytes(),
             Err(error) => return log::warn!("event: {error}"),
         };
         bytes.push(b'\n');

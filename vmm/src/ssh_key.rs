@@ -14,6 +14,8 @@
 use std::fs;
 use std::str::FromStr;
 
+use crate::escape;
+
 const WORD: &str = "systemd.set_credential_binary=ssh.authorized_keys.root:";
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 /// How the names of kinds of keys begin.
@@ -47,7 +49,7 @@ impl FromStr for KeyFile {
         let lines = text.lines().map(str::trim);
         for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let key = key(line).ok_or_else(|| {
-                let line: String = line.chars().filter(|c| !c.is_control()).take(40).collect();
+                let line = escape::line_within(line, 60);
                 format!("no public key of OpenSSH's in '{line}'")
             })?;
             keys.push_str(key);
@@ -144,7 +146,7 @@ mod tests {
             ("ssh-ed25519 hello", "no public key"),
             ("hello AAAA", "no public key"),
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nx", "private"),
-            ("ssh-rsa\u{1b}[2J AAAA", "'ssh-rsa[2J AAAA'"),
+            ("ssh-rsa\u{1b}[2J AAAA", "'ssh-rsa\\u{1b}[2J AAAA'"),
         ] {
             let error = file(bad).unwrap_err();
             assert!(error.contains(word), "{bad:?}: {error}");

@@ -28,6 +28,7 @@ use vmbus::host::{TraceEvent, Tracer};
 use vmbus::wire::{Describe, FieldValue, HostMessage, PacketType, Relid};
 
 use crate::audience::{Audience, Watcher};
+use crate::escape;
 use crate::feed::{Feed, FeedEnd};
 
 /// Bytes of a packet that are shown.
@@ -149,8 +150,9 @@ impl Tracer for BusTracer {
         let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         line.insert("time_us".into(), micros.into());
         self.decoder.decode(&mut line, event);
-        match serde_json::to_vec(&line) {
-            Ok(mut bytes) => {
+        match serde_json::to_string(&line) {
+            Ok(json) => {
+                let mut bytes = escape::json(json).into_bytes();
                 bytes.push(b'\n');
                 self.trace.line(&bytes);
             }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A stock kernel comes up, finds itself on Hyper-V, and has nothing to complain of.
 
+use std::ffi::OsStr;
+use std::process::{Command, Stdio};
+
 use crate::ensure;
 use crate::suite::vm::Hello;
-use crate::suite::{Case, Context, Outcome, Vm};
+use crate::suite::{Case, Context, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
     Case::new(
@@ -13,6 +16,12 @@ pub(super) const CASES: &[Case] = &[
     )
     .with_cpus(&[2, 1, 4]),
     Case::new("boot-elf", "boots from an ELF vmlinux", boot_elf).once(),
+    Case::new(
+        "one-command",
+        "the README's line for one command in a bare guest",
+        one_command,
+    )
+    .once(),
     Case::new("boot-64-cpus", "boots with 64 vCPUs", boot_64)
         .once()
         .with_cpus(&[64])
@@ -52,6 +61,40 @@ fn boot(context: &Context) -> Outcome {
     check_timers(&mut vm, context.cpus)?;
     check_firmware(&mut vm)?;
     vm.power_off()
+}
+
+/// The line as it stands there, with our files; its exit code says how the command went.
+fn one_command(context: &Context) -> Outcome {
+    let readme = include_str!("../../../README.md");
+    let blocks = readme.split("```sh\n").skip(1);
+    let mut blocks = blocks.filter_map(|rest| rest.split("```").next());
+    let Some(line) = blocks.find(|block| block.contains("rdinit=")) else {
+        return Err(Failure("the README has no such line any more".to_owned()));
+    };
+    let (command, _) = context.setup().command();
+    let args: Vec<&OsStr> = command.get_args().collect();
+    let file = |flag: &str| {
+        let at = args.iter().position(|arg| *arg == flag);
+        let path = at.and_then(|at| args.get(at + 1));
+        path.map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    let line = line.replacen("bzImage", &file("--kernel"), 1);
+    let line = line.replacen("rd.img", &file("--initramfs"), 1);
+    let line = line.replacen("vmm ", &format!("{} ", context.vmm.display()), 1);
+    for (command, code) in [("uname -a", 0), ("uname -a && false", 10)] {
+        let line = line.replacen("uname -a", command, 1);
+        let output = Command::new("sh")
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.code() == Some(code) && said.contains(&context.release),
+            "{command}: expecting {code}: {output:?}"
+        );
+    }
+    Ok(())
 }
 
 fn check_hello(context: &Context, hello: &Hello) -> Outcome {

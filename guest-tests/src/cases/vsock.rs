@@ -3,6 +3,7 @@
 
 mod ends;
 mod examples;
+mod forward;
 mod many;
 mod service;
 
@@ -52,6 +53,13 @@ pub(super) const CASES: &[Case] = &[
         "a reader that sleeps stops its writer, and half-closed streams go on",
         ends::slow,
     ),
+    Case::new(
+        "vsock-forward",
+        "vmmctl forward: fifty TCP connections at once, half-closes, slow readers, the VM's end",
+        forward::run,
+    )
+    .with_cpus(&[2])
+    .within(480),
     Case::new(
         "vsock-refused",
         "nobody listens: both sides hear it, and silent clients hold up nobody",

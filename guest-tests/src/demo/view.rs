@@ -218,18 +218,24 @@ fn word(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }
 
-/// Lines that fill a screen from its top, without scrolling it; what control
-/// characters a guest may have said does not get through.
+/// Lines that fill a screen from its top, without scrolling it; what a guest has said
+/// steers nothing.
 fn draw(text: &str, rows: u16, columns: u16) -> String {
     let mut screen = String::from("\x1b[H");
     let last = usize::from(rows).saturating_sub(1);
     for line in text.lines().take(last) {
-        let printable = line.chars().filter(|c| !c.is_control());
-        screen.extend(printable.take(usize::from(columns)));
+        let shown = line.chars().filter(|c| is_shown(*c));
+        screen.extend(shown.take(usize::from(columns)));
         screen.push_str("\x1b[K\r\n");
     }
     screen.push_str("\x1b[J");
     screen
+}
+
+/// What the demo needs, and no more: no controls, nothing that turns a line around or
+/// that cannot be seen.
+fn is_shown(c: char) -> bool {
+    c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric() || matches!(c, '→' | '·' | '…')
 }
 
 #[cfg(test)]
@@ -239,7 +245,7 @@ mod tests {
 
     fn status() -> Value {
         json!({"state": "running", "health": "ok", "synic": "kernel", "vcpus": 2,
-            "vmbus": {"version": "5.3", "guest_os": "Linux \u{1b}[2J"},
+            "vmbus": {"version": "5.3", "guest_os": "Linux \u{1b}[2J\u{202e}"},
             "services": [{"name": "heartbeat", "state": "ready", "version": "3.0",
                 "detail": "last beat 0.1 s ago"}]})
     }
@@ -269,7 +275,7 @@ mod tests {
         let mut view = View::new("vmmctl", "x", Traffic::of(Path::new("/nowhere")));
         let screen = view.screen(&status(), None, (5, 20));
         assert_eq!(screen.matches("\r\n").count(), 4);
-        assert!(!screen.contains("\x1b[2J"));
+        assert!(!screen.contains("\x1b[2J") && !screen.contains('\u{202e}'));
         let widest = screen.split("\x1b[K\r\n").map(|line| line.chars().count());
         assert!(widest.max() <= Some(20 + "\x1b[H".len()));
     }

@@ -26,7 +26,7 @@ pub const MAX_LISTED: u32 = 4096;
 pub const MAX_LISTED_BYTES: usize = 128 << 10;
 /// Bytes of an item that are neither key nor value: their names, quotes and commas.
 const ITEM_BYTES: usize = 32;
-/// Bytes of a character that text formats write as an escape: JSON's are `\u0001`.
+/// Bytes of a UTF-16 unit that is written as an escape: JSON's are `\u0001`.
 const ESCAPE_BYTES: usize = 6;
 /// A guest that cannot read as many of its items has another trouble.
 const MAX_UNREADABLE: u32 = 16;
@@ -179,8 +179,9 @@ fn written_bytes(item: &Item) -> usize {
         text.chars()
             .map(|c| match c {
                 '"' | '\\' => 2,
-                c if c.is_control() => ESCAPE_BYTES,
-                c => c.len_utf8(),
+                // Beyond ASCII anything may be escaped: some of it deceives a reader.
+                c if c.is_control() || !c.is_ascii() => ESCAPE_BYTES * c.len_utf16(),
+                _ => 1,
             })
             .sum()
     };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vmm::cli::{self, Args, exit};
-use vmm::supervisor;
+use vmm::{escape, supervisor};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -32,13 +32,19 @@ fn main() -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "vmm: {message}");
+    let _ = writeln!(io::stderr(), "vmm: {}", escape::line(message));
     exit::HOST.into()
 }
 
 fn start_log(args: &Args) -> io::Result<()> {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(args.effective_log_level());
+    // As the library does it, but that a guest may have had a say in the words.
+    builder.format(|out, record| {
+        let (time, level) = (out.timestamp(), record.level());
+        let words = escape::line(record.args().to_string());
+        writeln!(out, "[{time} {level:<5} {}] {words}", record.target())
+    });
     if let Some(path) = &args.log_file {
         let file = File::create(path)?;
         builder.target(env_logger::Target::Pipe(Box::new(file)));

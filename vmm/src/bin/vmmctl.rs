@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vmmctl`: control a virtual machine started with `vmm`.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use vmm::cli;
 use vmm::ctl::cli::Args;
-use vmm::ctl::{CtlError, commands};
+use vmm::ctl::{self, CtlError, commands};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         // Whoever read our output has had enough.
         Err(CtlError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "vmmctl: {error}");
+            ctl::tell(&error);
             error.code()
         }
     }

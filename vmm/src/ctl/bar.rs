@@ -5,13 +5,13 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use super::shown;
+use crate::escape;
 
 /// Between two changes of the bar.
 const REDRAW: Duration = Duration::from_millis(100);
 /// Characters of the bar.
 const BAR: usize = 24;
-/// Characters of a name.
+/// Bytes of a name, as it is shown.
 const NAME: usize = 32;
 
 /// How far it is.
@@ -46,7 +46,7 @@ impl Bar {
     pub(super) fn next(&mut self, name: &[u8], size: u64) {
         self.number += 1;
         self.size = size;
-        self.name = shown(name).chars().take(NAME).collect();
+        self.name = escape::line_within(name, NAME);
     }
 
     /// So many bytes of it are done.
@@ -113,7 +113,7 @@ mod tests {
         let mut bar = Bar::new(Some(2), false);
         bar.next(b"name\x1b", 200);
         let line = bar.line(100);
-        assert!(line.starts_with("1/2 name? "), "{line}");
+        assert!(line.starts_with("1/2 name\\u{1b} "), "{line}");
         assert!(line.contains("[############            ]  50%"), "{line}");
         bar.next(b"empty", 0);
         assert!(bar.line(0).contains("100%"));

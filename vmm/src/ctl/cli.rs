@@ -9,11 +9,36 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use ics_devices::ServiceKind;
 
 use super::cp::Cp;
+use super::forward::Forward;
 use super::hvsocket::Hvsocket;
 use super::kvp::{Ip, Kvp};
 use super::ssh::Ssh;
 use super::vss::Vss;
 use crate::cli::duration;
+use crate::completions::{Offering, Program};
+
+/// Values that completions offer.
+const CONDITIONS: &[&str] = &[
+    "ready",
+    "heartbeat",
+    "stopped",
+    "service=heartbeat",
+    "service=shutdown",
+    "service=timesync",
+    "service=kvp",
+    "service=vss",
+    "service=fcopy",
+    "service=vsock",
+];
+const SERVICES: &[&str] = &[
+    "heartbeat",
+    "shutdown",
+    "timesync",
+    "kvp",
+    "vss",
+    "fcopy",
+    "vsock",
+];
 
 /// Control a virtual machine started with vmm.
 ///
@@ -33,6 +58,7 @@ Examples:
   vmmctl cp motd guest:/etc/
   vmmctl ssh -- journalctl -b
   vmmctl cp guest:/var/log results/
+  vmmctl forward 8080 80
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 what was waited for has not come."
 )]
@@ -58,7 +84,13 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Running VMs
-    List,
+    ///
+    /// All are asked at once. One that has not answered after 2 s is shown as "no answer".
+    List {
+        /// Their names only, one a line, without asking them
+        #[arg(long)]
+        names: bool,
+    },
     /// The VM, the bus, and each service
     Status,
     /// Block until something is so; exit 3 when it does not come
@@ -68,7 +100,11 @@ pub enum Command {
         /// ready: the bus is up, and each service ready or without its daemon;
         /// heartbeat: the guest's kernel answers; service=NAME: that one is ready;
         /// stopped: the VM has ended
-        #[arg(value_name = "ready|heartbeat|service=NAME|stopped", value_parser = condition)]
+        #[arg(
+            value_name = "ready|heartbeat|service=NAME|stopped",
+            hide_possible_values = true,
+            value_parser = Offering(condition, CONDITIONS)
+        )]
         condition: Condition,
         /// How long to wait
         #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration)]
@@ -101,6 +137,8 @@ pub enum Command {
         #[arg(value_name = "PORT|GUID|NAME")]
         service: String,
     },
+    /// A TCP port of this host that leads to a Hyper-V socket of the guest
+    Forward(Forward),
     /// Names of services on Hyper-V sockets
     #[command(subcommand)]
     Hvsocket(Hvsocket),
@@ -130,11 +168,19 @@ pub enum Command {
         lines: Option<u64>,
     },
     /// Print completions for a shell
+    ///
+    /// They know the commands and options, and where there are some to choose from, values: names
+    /// of VMs, services, what can be waited for.
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
+        /// Of which program
+        #[arg(long = "for", value_name = "PROGRAM", default_value = "vmmctl")]
+        program: Program,
     },
     /// Write manual pages of vmm and vmmctl
+    ///
+    /// The same program writes the same pages on any day. SOURCE_DATE_EPOCH sets the date in them.
     Man {
         /// Into this directory
         dir: PathBuf,
@@ -170,13 +216,13 @@ pub enum Ic {
     /// Offer a service to the guest
     Enable {
         /// heartbeat, shutdown, timesync, kvp, vss, fcopy or vsock
-        #[arg(value_parser = service)]
+        #[arg(hide_possible_values = true, value_parser = Offering(service, SERVICES))]
         name: String,
     },
     /// Take a service back
     Disable {
         /// heartbeat, shutdown, timesync, kvp, vss, fcopy or vsock
-        #[arg(value_parser = service)]
+        #[arg(hide_possible_values = true, value_parser = Offering(service, SERVICES))]
         name: String,
     },
 }
@@ -238,6 +284,14 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_offered_is_taken_and_nothing_is_missing() {
+        assert!(CONDITIONS.iter().all(|text| condition(text).is_ok()));
+        let all: Vec<_> = ServiceKind::ALL.iter().map(|kind| kind.name()).collect();
+        assert_eq!(SERVICES, all);
+        assert_eq!(CONDITIONS.len(), 3 + SERVICES.len());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::CtlError;
 use crate::api::server::MAX_OUTPUT;
 use crate::api::socket;
 use crate::api::types::{ApiError, ErrorBody};
+use crate::hvsocket::is_listening;
 
 /// Longer than the longest operation may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -27,19 +28,32 @@ pub const AS_KNOWN: &str = "/v1/vm?look=false";
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
+    patience: Duration,
 }
 
 /// The VMs of this user that answer: name and socket.
 pub fn running() -> Vec<(String, PathBuf)> {
     let mut vms = socket::known();
-    vms.retain(|(_, path)| UnixStream::connect(path).is_ok());
+    vms.retain(|(_, path)| is_listening(path));
     vms
 }
 
 impl Client {
     /// The VM at a socket.
     pub fn at(path: &Path) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// The same VM, which has to answer within this time.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self {
+            patience,
+            ..self.clone()
+        }
     }
 
     /// The VM that is meant: by name, by socket, or because there is one.
@@ -50,7 +64,7 @@ impl Client {
         let mut vms = running();
         if let Some(wanted) = vm {
             let found = vms.into_iter().find(|(name, _)| name == wanted);
-            return found.map(|(_, path)| Self { path }).ok_or_else(|| {
+            return found.map(|(_, path)| Self::at(&path)).ok_or_else(|| {
                 CtlError::NoVm(format!(
                     "no VM named '{wanted}' is running (see vmmctl list)"
                 ))
@@ -58,7 +72,7 @@ impl Client {
         }
         match (vms.pop(), vms.as_slice()) {
             (None, _) => Err(CtlError::NoVm("no VM is running".into())),
-            (Some((_, path)), []) => Ok(Self { path }),
+            (Some((_, path)), []) => Ok(Self::at(&path)),
             (Some((last, _)), more) => {
                 let mut names: Vec<&str> = more.iter().map(|(name, _)| name.as_str()).collect();
                 names.push(&last);
@@ -78,7 +92,7 @@ impl Client {
 
     /// Whether anybody answers at the socket.
     pub fn is_there(&self) -> bool {
-        UnixStream::connect(&self.path).is_ok()
+        is_listening(&self.path)
     }
 
     /// Asks for something.
@@ -180,7 +194,7 @@ impl Client {
             reason: error.to_string(),
         };
         let mut stream = UnixStream::connect(&self.path).map_err(fail)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+        stream.set_read_timeout(Some(self.patience)).map_err(fail)?;
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n{more}\
              Content-Length: {length}\r\n\r\n"

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What each command of `vmmctl` does.
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write as _, stdout};
-use std::path::Path;
+use std::io::{Write as _, stdout};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::CommandFactory;
 use ics_devices::ServiceKind;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
-use super::client::{AS_KNOWN, Client, running};
-use super::{CtlError, connect, cp, hvsocket, kvp, show, ssh, vss};
+use super::client::{AS_KNOWN, Client};
+use super::{CtlError, connect, cp, forward, hvsocket, kvp, list, show, ssh, tell, vss};
 use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
+use crate::completions::completions;
+use crate::escape;
+use crate::man;
 
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -24,13 +23,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs a command.
 pub fn run(args: &Args) -> Result<(), CtlError> {
     match &args.command {
-        Command::List => return list(args.json),
-        Command::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "vmmctl", &mut text);
-            return Ok(stdout().write_all(&text)?);
+        Command::List { names } => return list::list(*names, args.json),
+        Command::Completions { shell, program } => {
+            let mut out = stdout().lock();
+            out.write_all(completions(*shell, *program).as_bytes())?;
+            return Ok(out.flush()?);
         }
-        Command::Man { dir } => return man(dir),
+        Command::Man { dir } => return Ok(man::write(dir)?),
         // Before a VM is looked for: it makes no sense with any.
         Command::Cp(what) => what.check()?,
         Command::Wait { condition, timeout } => {
@@ -94,7 +93,8 @@ pub fn run(args: &Args) -> Result<(), CtlError> {
             let target = format!("/v1/trace?lines={count}");
             follow_lines(&vm, &target, args.json, show::traffic)
         }
-        Command::List
+        Command::Forward(what) => forward::run(&vm, what, args.json),
+        Command::List { .. }
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::Wait { .. } => Ok(()),
@@ -112,7 +112,7 @@ fn follow_lines(
         let mut out = stdout().lock();
         match serde_json::from_str(line) {
             Ok(value) if !json => writeln!(out, "{}", text(&value))?,
-            _ => writeln!(out, "{}", inert(line))?,
+            _ => writeln!(out, "{}", escape::json(line.to_owned()))?,
         }
         out.flush()
     })?;
@@ -122,38 +122,6 @@ fn follow_lines(
         return Err(CtlError::Refused(why.into()));
     }
     Ok(())
-}
-
-/// JSON that no terminal obeys: control characters that JSON may have as they are
-/// stand in strings only, and are escaped.
-fn inert(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for letter in json.chars() {
-        if letter.is_control() && letter != '\n' {
-            let _ = write!(text, "\\u{:04x}", u32::from(letter));
-        } else {
-            text.push(letter);
-        }
-    }
-    text
-}
-
-fn list(json: bool) -> Result<(), CtlError> {
-    let mut answers = Vec::new();
-    for (_, path) in running() {
-        // One that ends just now is not listed.
-        if let Ok(status) = Client::at(&path).get(AS_KNOWN) {
-            answers.push(status);
-        }
-    }
-    let all = Value::Array(answers);
-    print(json, &all, || {
-        let vms: Vec<VmStatus> = parse(&all)?;
-        Ok(match vms.as_slice() {
-            [] => "no VM is running\n".into(),
-            vms => show::vms(vms),
-        })
-    })
 }
 
 fn power(vm: &Client, body: &PowerBody, done: &str, json: bool) -> Result<(), CtlError> {
@@ -259,7 +227,7 @@ fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
             Ok(())
         }
         Err(error) if how.then_kill && vm.is_there() => {
-            let _ = writeln!(io::stderr(), "vmmctl: {error}: ending the VM");
+            tell(format_args!("{error}: ending the VM"));
             let body = PowerBody {
                 as_shutdown: action == PowerAction::Shutdown,
                 ..PowerBody::of(PowerAction::Kill)
@@ -297,14 +265,6 @@ fn wait_done(
     }
 }
 
-fn man(dir: &Path) -> Result<(), CtlError> {
-    fs::create_dir_all(dir)?;
-    for command in [crate::cli::Args::command(), Args::command()] {
-        clap_mangen::generate_to(command, dir)?;
-    }
-    Ok(())
-}
-
 /// Prints the answer as it is, or what it means to people.
 pub(super) fn print(
     json: bool,
@@ -312,7 +272,7 @@ pub(super) fn print(
     text: impl FnOnce() -> Result<String, CtlError>,
 ) -> Result<(), CtlError> {
     let text = if json {
-        format!("{}\n", inert(&answer.to_string()))
+        format!("{}\n", escape::json(answer.to_string()))
     } else {
         text()?
     };
@@ -334,6 +294,7 @@ pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_vm_that_is_about_to_start_is_waited_for() {
@@ -356,17 +317,5 @@ mod tests {
         assert!(matches!(said, Err(CtlError::Timeout(_))), "{said:?}");
         let said = wait(nobody, &Condition::Stopped, limit);
         assert!(said.is_ok(), "{said:?}");
-    }
-
-    #[test]
-    fn no_json_is_obeyed_by_a_terminal() {
-        let json = json!({"a": "b\u{9b}2J\u{7f}\u{e9}"}).to_string();
-        let shown = inert(&json);
-        assert_eq!(
-            shown,
-            r#"{"a":"b\u009b2J\u007f\u00e9"}"#.replace("\\u00e9", "\u{e9}")
-        );
-        let read: Value = serde_json::from_str(&shown).unwrap();
-        assert_eq!(read.to_string(), json);
     }
 }

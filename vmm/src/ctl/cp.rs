@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use super::bar::Bar;
 use super::client::Client;
 use super::commands::print;
-use super::{CtlError, fetch};
+use super::{CtlError, fetch, tell};
 use crate::api::data::encoded;
+use crate::cli::size;
 
 /// `vmmctl cp`.
 #[derive(Debug, Clone, Default, ClapArgs)]
@@ -51,6 +52,9 @@ pub struct Cp {
     /// Out of the guest: the file with the private key, as for ssh -i
     #[arg(short, long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Out of the guest: take no more bytes than this, such as 500M or 1T [default: 64G]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) max_size: Option<u64>,
     /// Out of the guest: an option of ssh_config(5); may be given several times
     #[arg(short = 'o', long = "ssh-option", value_name = "NAME=VALUE")]
     ssh_options: Vec<String>,
@@ -61,9 +65,10 @@ impl Cp {
     pub(super) fn check(&self) -> Result<(), CtlError> {
         match Way::of(&self.paths)? {
             Way::Out(..) => Ok(()),
-            Way::In(..) if !self.ssh_options().is_empty() => Err(CtlError::Usage(
-                "-l, -i and -o are for copies out of the guest".into(),
-            )),
+            Way::In(..) if !self.ssh_options().is_empty() || self.max_size.is_some() => {
+                let why = "-l, -i, -o and --max-size are for copies out of the guest";
+                Err(CtlError::Usage(why.into()))
+            }
             Way::In(sources, to) => jobs(sources, to).map(drop),
         }
     }
@@ -143,8 +148,7 @@ fn send(vm: &Client, what: &Cp, jobs: &[Job], json: bool) -> Result<(), CtlError
                     return Err(error);
                 }
                 failed += 1;
-                let source = job.source.display();
-                let _ = writeln!(io::stderr(), "vmmctl: {source}: {error}");
+                tell(format_args!("{}: {error}", job.source.display()));
                 if let CtlError::Connect { .. } = error {
                     return Err(error);
                 }

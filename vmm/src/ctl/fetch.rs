@@ -7,8 +7,9 @@
 //! ```
 //!
 //! What the guest sends decides nothing but what is below the name that the user
-//! has given: see [`super::tree`]. A link that would lead out, a device or a
-//! FIFO is told and left out.
+//! has given, and how much of that there is only up to a limit: see
+//! [`super::tree`]. A link that would lead out, a device or a FIFO is told and left
+//! out.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -27,8 +28,9 @@ use super::cp::Cp;
 use super::running::Running;
 use super::ssh::{Words, cannot_run, quoted, ssh};
 use super::tar::{Archive, Entry, Kind, TarError};
-use super::tree::{Name, Partial, Tree};
-use super::{CtlError, shown};
+use super::tree::{LinkError, Name, Partial, Tree};
+use super::{CtlError, tell};
+use crate::escape;
 
 /// Sends the directory `$1/$2`, or the file, as a tar archive: of a directory
 /// what is in it, of a link what it leads to.
@@ -86,6 +88,8 @@ pub(super) fn run(
         tree: Tree::open(dir).map_err(|error| told_path(dir, &error))?,
         dir: dir.to_owned(),
         overwrite: what.overwrite,
+        most: what.max_size.unwrap_or(MAX_SIZE),
+        entries: 0,
         running: Running::watched()?,
         bar: Bar::new(None, !json && io::stderr().is_terminal()),
         json,
@@ -108,7 +112,7 @@ pub(super) fn run(
                 failure = Some(error);
                 break;
             }
-            let _ = writeln!(io::stderr(), "vmmctl: {error}");
+            tell(error);
         }
     }
     if failure.is_none() || fetch.files > 0 {
@@ -169,17 +173,17 @@ impl Job {
     }
 
     fn shown(&self) -> String {
-        format!("guest:{}{}", shown(&self.dir), shown(&self.name))
+        format!(
+            "guest:{}{}",
+            escape::line(&self.dir),
+            escape::line(&self.name)
+        )
     }
 }
 
 /// Of what a user's configuration may have for shells, nothing is for a guest that
 /// is only read from; and one that says nothing is given up.
-const PLAIN: [&str; 8] = [
-    "ForwardAgent=no",
-    "ForwardX11=no",
-    "ClearAllForwardings=yes",
-    "PermitLocalCommand=no",
+const PLAIN: [&str; 4] = [
     "RemoteCommand=none",
     "RequestTTY=no",
     "ConnectTimeout=60",
@@ -187,12 +191,23 @@ const PLAIN: [&str; 8] = [
 ];
 /// Files that `--json` names; the rest is counted.
 const MAX_NAMED: usize = 65_536;
+/// Bytes that one command copies from a guest unless `--max-size` says otherwise: more
+/// than a guest without a disk has, and less than most disks.
+const MAX_SIZE: u64 = 64 << 30;
+/// Files, directories and links of one command: ten times what a distribution has.
+const MAX_ENTRIES: u64 = 4 << 20;
+/// Bytes of a name in a message.
+const MAX_SHOWN: usize = 300;
 
 /// A copy, and what came of it.
 struct Fetch {
     tree: Tree,
     dir: PathBuf,
     overwrite: bool,
+    /// Bytes that may come.
+    most: u64,
+    /// What has come: files, directories, links and others.
+    entries: u64,
     running: Running,
     bar: Bar,
     json: bool,
@@ -264,8 +279,12 @@ impl Fetch {
         if first.kind != Kind::Directory || !name_of(&first.name)?.is_top() {
             return Err(FetchError::Unexpected);
         }
-        self.tree.directory(&top()?)?;
+        self.tree.directory(&top()?, first.mode)?;
         while let Some(mut entry) = archive.entry()? {
+            self.entries = self.entries.saturating_add(1);
+            if self.entries > MAX_ENTRIES {
+                return Err(FetchError::Many);
+            }
             let name = name_of(&entry.name)?.below(&job.top);
             if let Kind::HardLink(to) = &mut entry.kind {
                 *to = name_of(to)?.below(&job.top).bytes();
@@ -284,40 +303,44 @@ impl Fetch {
     ) -> Result<(), FetchError> {
         let overwrite = self.overwrite;
         let done = match &entry.kind {
-            Kind::Directory => self.tree.directory(name),
+            Kind::Directory => self.tree.directory(name, entry.mode),
             Kind::Symlink(to) if name.holds_link(to) => self.tree.symlink(name, to, overwrite),
             Kind::Symlink(to) => {
-                self.leave_out(name, &format!("a link that leads out, to {}", shown(to)));
+                let to = escape::line_within(to, MAX_SHOWN);
+                self.leave_out(name, &format!("a link that leads out, to {to}"));
                 Ok(())
             }
             Kind::Other(_) => {
                 self.leave_out(name, "no file, directory or link");
                 Ok(())
             }
-            Kind::File(size) => match self.tree.create(name, entry.executable, overwrite) {
+            Kind::File(size) if self.bar.bytes.saturating_add(*size) > self.most => {
+                return Err(FetchError::Much(self.most));
+            }
+            Kind::File(size) => match self.tree.create(name, entry.mode, overwrite) {
                 Ok(file) => return self.file(name, *size, file, |part| archive.data(part)),
                 Err(error) => Err(error),
             },
             Kind::HardLink(to) => {
                 let to = name_of(to)?;
-                let both = self.tree.read(&to).and_then(|from| {
-                    let file = self.tree.create(name, entry.executable, overwrite)?;
-                    Ok((from.metadata()?.len(), from, file))
-                });
-                match both {
-                    Ok((size, mut from, file)) => {
-                        return self.file(name, size, file, |part| {
-                            from.read(part).map_err(TarError::Io)
-                        });
+                match self.tree.link(name, &to, overwrite) {
+                    Ok(size) => {
+                        self.done(name, size, Some(&to));
+                        Ok(())
                     }
-                    Err(error) => Err(error),
+                    Err(LinkError::NotMade) => {
+                        let to = escape::line_within(to.bytes(), MAX_SHOWN);
+                        let error = LinkError::NotMade;
+                        self.fail(name, &format!("left out: {error}: {to}"));
+                        Ok(())
+                    }
+                    Err(LinkError::Io(error)) => Err(error),
                 }
             }
         };
         match done {
             Err(error) if is_in_the_way(&error) => {
-                self.failed += 1;
-                self.tell(name, self.failed, &in_the_way(&error));
+                self.fail(name, &in_the_way(&error));
                 Ok(())
             }
             other => Ok(other?),
@@ -349,15 +372,33 @@ impl Fetch {
         if done != size {
             return Err(FetchError::Short);
         }
-        file.keep()?;
+        self.tree.keep(file)?;
         self.bar.bytes += size;
-        self.files += 1;
-        if self.json && self.answers.len() < MAX_NAMED {
-            let path = self.dir.join(OsStr::from_bytes(&name.bytes()));
-            self.answers
-                .push(json!({"path": path.to_string_lossy(), "size": size}));
-        }
+        self.done(name, size, None);
         Ok(())
+    }
+
+    /// A file is there, or a link to one.
+    fn done(&mut self, name: &Name, size: u64, link_to: Option<&Name>) {
+        self.files += 1;
+        if !self.json || self.answers.len() >= MAX_NAMED {
+            return;
+        }
+        let path = |name: &Name| {
+            let path = self.dir.join(OsStr::from_bytes(&name.bytes()));
+            path.to_string_lossy().into_owned()
+        };
+        let mut answer = json!({"path": path(name), "size": size});
+        if let (Some(to), Some(answer)) = (link_to, answer.as_object_mut()) {
+            answer.insert("link_to".into(), path(to).into());
+        }
+        self.answers.push(answer);
+    }
+
+    /// It is not here, and should be.
+    fn fail(&mut self, name: &Name, why: &str) {
+        self.failed += 1;
+        self.tell(name, self.failed, why);
     }
 
     fn leave_out(&mut self, name: &Name, why: &str) {
@@ -367,12 +408,12 @@ impl Fetch {
 
     fn tell(&mut self, name: &Name, number: usize, what: &str) {
         self.bar.clear();
-        let name = shown(&name.bytes());
-        let _ = match number {
-            ..=TOLD => writeln!(io::stderr(), "vmmctl: {name}: {what}"),
-            number if number == TOLD + 1 => writeln!(io::stderr(), "vmmctl: … and more"),
-            _ => Ok(()),
-        };
+        let name = escape::line_within(name.bytes(), MAX_SHOWN);
+        match number {
+            ..=TOLD => tell(format_args!("{name}: {what}")),
+            number if number == TOLD + 1 => tell("… and more"),
+            _ => {}
+        }
     }
 
     fn tell_all(&self) -> Result<(), CtlError> {
@@ -387,10 +428,7 @@ impl Fetch {
 }
 
 fn name_of(name: &[u8]) -> Result<Name, FetchError> {
-    Name::parse(name).map_err(|error| {
-        let name = shown(name).chars().take(200).collect();
-        FetchError::Name(name, error)
-    })
+    Name::parse(name).map_err(|error| FetchError::Name(escape::line_within(name, MAX_SHOWN), error))
 }
 
 /// Why a copy cannot go on.
@@ -404,6 +442,10 @@ enum FetchError {
     Unexpected,
     #[error("a file has changed while it was copied")]
     Short,
+    #[error("the guest sends more than {0} bytes; --max-size allows more")]
+    Much(u64),
+    #[error("the guest sends more than {MAX_ENTRIES} files, directories and links")]
+    Many,
     #[error("interrupted")]
     Stopped,
     #[error("{0}")]
@@ -423,6 +465,9 @@ fn is_in_the_way(error: &io::Error) -> bool {
                 | Errno::NOENT
                 | Errno::LOOP
                 | Errno::ACCESS
+                | Errno::PERM
+                | Errno::MLINK
+                | Errno::OPNOTSUPP
         )
     )
 }
@@ -432,6 +477,7 @@ fn in_the_way(error: &io::Error) -> String {
         Some(Errno::EXIST) => "is there already; --overwrite replaces it".into(),
         Some(Errno::ISDIR) => "there is a directory of this name".into(),
         Some(Errno::NOTDIR) => "something that is no directory is in the way".into(),
+        Some(Errno::NOENT) => "its directory is not there".into(),
         _ => error.to_string(),
     }
 }
@@ -445,7 +491,7 @@ fn pass_on(stderr: impl Read) {
             Ok(0) | Err(_) => return,
             Ok(_) => {
                 let line = line.trim_ascii_end();
-                let _ = writeln!(io::stderr(), "{}", shown(line));
+                let _ = writeln!(io::stderr(), "{}", escape::line(line));
             }
         }
     }

@@ -15,6 +15,7 @@ use super::client::Client;
 use super::commands::{parse, print};
 use super::{CtlError, show};
 use crate::api::data::{IpBody, IpEntry, ItemBody, ItemList, ValueKind, encoded};
+use crate::escape;
 
 /// A listing that was begun is not given up because somebody else's request is in work:
 /// it waits so long for its next part.
@@ -142,9 +143,9 @@ pub fn kvp(vm: &Client, what: &Kvp, json: bool) -> Result<(), CtlError> {
             let value = get(vm, key, *pool)?;
             print(json, &value, || {
                 let value = value["value"].as_str().unwrap_or_default();
-                // A terminal would obey what a guest has written.
+                // A terminal would obey what a guest has written; a script wants it as it is.
                 Ok(if stdout().is_terminal() {
-                    format!("{}\n", shown(value))
+                    format!("{}\n", escape::line(value))
                 } else {
                     format!("{value}\n")
                 })
@@ -183,7 +184,7 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
         let list = whole(|target| vm.get(target), pool)?;
         return print(json, &to_json(&list)?, || {
             let rows = list.items.iter();
-            let rows = rows.map(|item| [shown(&item.key), shown(&item.value)]);
+            let rows = rows.map(|item| [item.key.clone(), item.value.clone()]);
             Ok(show::table(["KEY", "VALUE"], rows) + &remarks(&list))
         });
     }
@@ -201,7 +202,7 @@ fn list(vm: &Client, pool: Option<PoolName>, json: bool) -> Result<(), CtlError>
     print(json, &Value::Null, || {
         let rows = lists.iter().flat_map(|(pool, list)| {
             let items = list.items.iter();
-            items.map(|item| [(*pool).to_owned(), shown(&item.key), shown(&item.value)])
+            items.map(|item| [(*pool).to_owned(), item.key.clone(), item.value.clone()])
         });
         let end: String = lists.iter().map(|(_, list)| remarks(list)).collect();
         Ok(show::table(["POOL", "KEY", "VALUE"], rows) + &end)
@@ -245,12 +246,6 @@ fn patiently(
         }
     }
     get(path)
-}
-
-/// A value on one line, without what could move a terminal's cursor.
-fn shown(value: &str) -> String {
-    let harmless = |c: char| if c.is_control() { ' ' } else { c };
-    value.chars().map(harmless).collect()
 }
 
 fn remarks(list: &ItemList) -> String {
@@ -307,7 +302,8 @@ pub fn ip(vm: &Client, what: &Ip, json: bool) -> Result<(), CtlError> {
                     ("DNS", ip.dns.join(" ")),
                     ("DHCP", dhcp.into()),
                 ];
-                let lines = rows.map(|(name, value)| format!("{name:<10} {}\n", shown(&value)));
+                let lines =
+                    rows.map(|(name, value)| format!("{name:<10} {}\n", escape::line(value)));
                 Ok(lines.concat())
             })
         }

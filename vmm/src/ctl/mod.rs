@@ -8,18 +8,24 @@ pub mod commands;
 pub mod connect;
 pub mod cp;
 mod fetch;
+pub mod forward;
 pub mod hvsocket;
 pub mod kvp;
+mod list;
 mod running;
 mod show;
 pub mod ssh;
+mod ssh_guard;
 pub mod tar;
 pub mod tree;
 pub mod vss;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::exit;
+use crate::escape;
 
 /// `wait` ends with this when its time is over.
 pub const EXIT_TIMEOUT: u8 = 3;
@@ -64,14 +70,15 @@ pub enum CtlError {
     Some(String),
     /// A file or stream of the user's.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 impl CtlError {
     /// The exit code that tells it.
     pub fn code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) => exit::USAGE.into(),
+            // Several VMs and none named is a mistake of the command line's too.
+            Self::Usage(_) | Self::WhichVm(_) => exit::USAGE.into(),
             Self::Timeout(_) => EXIT_TIMEOUT.into(),
             Self::Command(code) => (*code).into(),
             _ => ExitCode::FAILURE,
@@ -79,9 +86,9 @@ impl CtlError {
     }
 }
 
-/// A guest's bytes as they may be shown on a terminal.
-fn shown(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let visible = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().map(visible).collect()
+/// Tells the user something, on a line of standard error. There may be a stranger's
+/// words in it: of a guest, of a file's name, of whoever answers at a socket.
+pub fn tell(text: impl Display) {
+    // Where it cannot be written, there is nobody to tell that.
+    let _ = writeln!(io::stderr(), "vmmctl: {}", escape::line(text.to_string()));
 }

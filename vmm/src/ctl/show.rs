@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::api::types::{ServiceEntry, TimeStatus, VmState, VmStatus};
+use crate::escape;
 
 /// The VM in a few lines, then its services.
 pub(super) fn status(vm: &VmStatus) -> String {
@@ -49,7 +50,7 @@ pub(super) fn status(vm: &VmStatus) -> String {
         ("VMBus", bus),
     ];
     for (name, value) in lines {
-        let _ = writeln!(text, "{name:<8} {value}");
+        let _ = writeln!(text, "{name:<8} {}", escape::line(value));
     }
     if vm.vmbus.violations > 0 {
         let _ = writeln!(
@@ -76,15 +77,16 @@ pub(super) fn services(services: &[ServiceEntry]) -> String {
     table(["SERVICE", "STATE", "VERSION", "DETAIL"], rows)
 }
 
-/// A table of VMs.
-pub(super) fn vms(vms: &[VmStatus]) -> String {
-    let rows = vms.iter().map(|vm| {
-        [
+/// A table of VMs: what each has answered, or the name of one that has not.
+pub(super) fn vms(vms: &[Result<VmStatus, String>]) -> String {
+    let rows = vms.iter().map(|vm| match vm {
+        Ok(vm) => [
             vm.name.clone(),
             state(vm.state).into(),
             vm.health.clone(),
             time(vm.uptime_ms),
-        ]
+        ],
+        Err(name) => [name.clone(), "no answer".into(), "-".into(), "-".into()],
     });
     table(["NAME", "STATE", "HEARTBEAT", "UPTIME"], rows)
 }
@@ -148,10 +150,10 @@ fn fields(text: &mut String, object: &Value, told: &[&str]) {
             continue;
         }
         if value.is_object() {
-            let _ = write!(text, "  {key}:");
+            let _ = write!(text, "  {}:", escape::line(key));
             fields(text, value, &[]);
         } else {
-            let _ = write!(text, " {key}={}", word(value));
+            let _ = write!(text, " {}={}", escape::line(key), word(value));
         }
     }
 }
@@ -162,7 +164,7 @@ fn word(value: &Value) -> String {
     let plain = |text: &&str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
     match value.as_str().filter(plain) {
         Some(text) => text.to_owned(),
-        None => value.to_string(),
+        None => escape::json(value.to_string()),
     }
 }
 
@@ -187,13 +189,13 @@ fn time(ms: u64) -> String {
     }
 }
 
-/// Columns as wide as what is in them.
+/// Columns as wide as what is in them. A cell may be a guest's text.
 pub(super) fn table<const N: usize>(
     head: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> String {
     let mut all = vec![head.map(str::to_owned)];
-    all.extend(rows);
+    all.extend(rows.map(|row| row.map(escape::line)));
     let mut widths = [0; N];
     for row in &all {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -226,14 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn no_cell_steers_a_terminal_or_turns_a_line_around() {
+        let rows = [["a\u{1b}[2J\u{9b}".to_owned(), "\u{202e}b\n".to_owned()]];
+        assert_eq!(
+            table(["NAME", "X"], rows.into_iter()),
+            "NAME              X\na\\u{1b}[2J\\u{9b}  \\u{202e}b\\n\n"
+        );
+    }
+
+    #[test]
     fn events_and_traffic_are_told_in_a_line_that_no_terminal_obeys() {
         let line = serde_json::json!({
             "event": "service", "uptime_ms": 1500, "time_unix_ms": 7,
-            "name": "kvp", "detail": "a b\u{1b}[2J\u{e9}",
+            "name": "kvp", "detail": "a b\u{1b}[2J\u{e9}\u{9b}\u{202e}",
         });
         assert_eq!(
             event(&line),
-            "     1.500  service detail=\"a b\\u001b[2J\u{e9}\" name=kvp"
+            "     1.500  service detail=\"a b\\u001b[2J\u{e9}\\u009b\\u202e\" name=kvp"
         );
         let line = serde_json::json!({
             "time_us": 2_000_001, "from": "guest", "packet": "in-band", "relid": 2,

@@ -8,7 +8,8 @@
 //!
 //! The connection is this user's own socket, which nobody can be in the middle
 //! of, and throw-away guests make new host keys at each start. So keys of hosts
-//! are neither asked about nor kept.
+//! are neither asked about nor kept. What the user's configuration of ssh would let
+//! any host have, the guest does not get: see [`super::ssh_guard`].
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -23,6 +24,7 @@ use super::CtlError;
 use super::client::{AS_KNOWN, Client};
 use super::commands::parse;
 use super::connect::SSH;
+use super::ssh_guard::guard;
 use crate::api::types::VmStatus;
 
 /// Options of ssh(1) that have a value.
@@ -36,14 +38,18 @@ const DOMAIN: &str = ".vmm";
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "\
 Everything else is ssh's own: options, then a command with its arguments. Host keys are not checked,
-the user is root unless -l USER or USER@ says otherwise, and the exit code is ssh's, which is the
-command's, or 255.
+and the user is root unless -l USER or USER@ says otherwise. A guest is not trusted: what a
+configuration of ssh forwards (agent, X11, ports, variables) is off unless this command line says
+it, as -A, -X, -L and -o do.
 
 Examples:
   vmmctl ssh
   vmmctl ssh -- uname -a
   vmmctl ssh user@ -L 8080:localhost:80
   vmmctl ssh -i key 'cd /var/log && tar -c .' > logs.tar
+  vmmctl ssh -A
+
+Exit codes: that of the command, 255 if ssh failed, 1 if vmmctl did.
 
 The guest needs an sshd on vsock port 22, which systemd 256 and newer serve when openssh-server is
 installed, and a key of yours: vmm --ssh-key ~/.ssh/id_ed25519.pub. See docs/ssh.md.")]
@@ -141,6 +147,7 @@ pub(super) fn ssh(vm: &Client, words: &Words) -> Result<Command, CtlError> {
     host.push("@");
     host.push(status.name);
     host.push(DOMAIN);
+    guard(&mut command, &words.options, &host)?;
     // Behind it, what looks like an option is the command's.
     command.arg("--").arg(host).args(&words.command);
     Ok(command)

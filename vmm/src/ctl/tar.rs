@@ -56,8 +56,8 @@ pub struct Entry {
     pub name: Vec<u8>,
     /// What it is.
     pub kind: Kind,
-    /// Whether its owner may execute it.
-    pub executable: bool,
+    /// Who may do what with it: the nine bits of permissions, and no others.
+    pub mode: u32,
 }
 
 /// An archive, read to its end and no further.
@@ -100,14 +100,17 @@ impl<R: Read> Archive<R> {
             }
             let header = Header(&block);
             header.check()?;
-            let size = header.size()?;
+            let (size, mode) = (header.size()?, header.mode()?);
             match header.kind() {
                 b'L' => extension.name = Some(without_nul(self.extension(size)?)),
                 b'K' => extension.link = Some(without_nul(self.extension(size)?)),
                 b'x' => extension.read(&self.extension(size)?)?,
                 // Of the whole archive: nothing that matters here.
                 b'g' => drop(self.extension(size)?),
-                kind => return Ok(Some(self.begin(&header, kind, size, extension))),
+                kind => {
+                    let (name, kind) = self.begin(&header, kind, size, extension);
+                    return Ok(Some(Entry { name, kind, mode }));
+                }
             }
         }
         Err(TarError::Malformed("it has nothing but extensions"))
@@ -138,7 +141,7 @@ impl<R: Read> Archive<R> {
         self.input
     }
 
-    fn begin(&mut self, header: &Header, kind: u8, size: u64, with: Extension) -> Entry {
+    fn begin(&mut self, header: &Header, kind: u8, size: u64, with: Extension) -> (Vec<u8>, Kind) {
         let name = with.name.unwrap_or_else(|| header.name());
         let link = with.link.unwrap_or_else(|| header.link());
         let size = with.size.unwrap_or(size);
@@ -155,11 +158,7 @@ impl<R: Read> Archive<R> {
         let has_data = !matches!(kind, Kind::HardLink(_) | Kind::Symlink(_) | Kind::Directory)
             && !matches!(kind, Kind::Other(b'3' | b'4' | b'6'));
         self.expect(if has_data { size } else { 0 });
-        Entry {
-            name,
-            kind,
-            executable: header.executable(),
-        }
+        (name, kind)
     }
 
     fn expect(&mut self, size: u64) {
@@ -254,8 +253,10 @@ impl Header<'_> {
         number(self.field(124, 12)).ok_or(TarError::Malformed("a size is no number"))
     }
 
-    fn executable(&self) -> bool {
-        number(self.field(100, 8)).is_some_and(|mode| mode & 0o100 != 0)
+    /// What lets others act as the owner (set-user-id and the like) is not read.
+    fn mode(&self) -> Result<u32, TarError> {
+        let mode = number(self.field(100, 8)).ok_or(TarError::Malformed("a mode is no number"))?;
+        Ok(u32::try_from(mode & 0o777).unwrap_or(0))
     }
 
     fn kind(&self) -> u8 {

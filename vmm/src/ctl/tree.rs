@@ -6,7 +6,12 @@
 //! through a symbolic link: neither one that the guest has sent nor one that
 //! was there. A file is written under another name and gets its own when all of
 //! it is there, so that what ends the copy leaves no half of one.
+//!
+//! Permissions only narrow: a file has the guest's from its first byte on, without
+//! what the user's umask takes away. A hard link leads to a file that was made here
+//! before, and to nothing else. Each call makes one thing at most.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,11 +20,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 /// Linux' own limit of a path.
 const MAX_NAME: usize = 4096;
+/// Bytes for the names of files that hard links may lead to: a million of them.
+const MAX_MADE: usize = 128 << 20;
+/// What such a name takes besides its bytes.
+const MADE_OVERHEAD: usize = 64;
 
 /// Why a name cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -102,42 +111,79 @@ impl Name {
 
 /// The directory.
 #[derive(Debug)]
-pub struct Tree(OwnedFd);
+pub struct Tree {
+    dir: OwnedFd,
+    made: Made,
+}
 
 impl Tree {
     /// A directory of the user's choice; it may be a link itself.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self(fs::open(path, flags, Mode::empty())?))
+        Ok(Self {
+            dir: fs::open(path, flags, Mode::empty())?,
+            made: Made::default(),
+        })
     }
 
-    /// Makes a directory, unless it is there, and those above.
-    pub fn directory(&self, name: &Name) -> io::Result<()> {
-        self.enter(&name.0).map(drop)
-    }
-
-    /// Begins a file. What has its name already is in the way unless it may be
-    /// overwritten, and a directory is even then.
-    pub fn create(&self, name: &Name, executable: bool, overwrite: bool) -> io::Result<Partial> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
+    /// Makes a directory, unless it is there. Its owner may always use it; others
+    /// as far as `mode` and the umask let them.
+    pub fn directory(&self, name: &Name, mode: u32) -> io::Result<()> {
         let (last, above) = split(name)?;
         let dir = self.enter(above)?;
-        vacant(&dir, last, overwrite)?;
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let unfinished = format!(".vmmctl-{}-{number}.part", std::process::id());
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        // Who else may read or write it is for the umask to say; nobody gets
-        // the rights of its owner by running it.
-        let mode = if executable { 0o777 } else { 0o666 };
-        let file = fs::openat(&dir, &unfinished, flags, Mode::from_raw_mode(mode))?;
+        match fs::mkdirat(&dir, last, Mode::from_raw_mode(mode & 0o777 | 0o700)) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => open_directory(&dir, last).map(drop),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins a file of a mode, as far as the umask lets it. What has its name
+    /// already is in the way unless it may be overwritten, and a directory is even
+    /// then.
+    pub fn create(&self, name: &Name, mode: u32, overwrite: bool) -> io::Result<Partial> {
+        let unfinished = self.begin(name, overwrite)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode & 0o777);
+        let file = fs::openat(&unfinished.dir, &unfinished.temporary, flags, mode)?;
         Ok(Partial {
-            dir,
-            unfinished: unfinished.into(),
-            name: last.to_owned(),
+            unfinished,
+            full_name: name.bytes(),
             file: file.into(),
-            overwrite,
-            kept: false,
         })
+    }
+
+    /// All of a file is there: gives it its name.
+    pub fn keep(&mut self, file: Partial) -> io::Result<()> {
+        let id = FileId::of(&fs::fstat(&file.file)?);
+        file.unfinished.publish()?;
+        self.made.add(file.full_name, id);
+        Ok(())
+    }
+
+    /// Makes a hard link to a file that was made here and is still what it was; says
+    /// how large that is.
+    pub fn link(&mut self, name: &Name, to: &Name, overwrite: bool) -> Result<u64, LinkError> {
+        let wanted = self.made.get(&to.bytes()).ok_or(LinkError::NotMade)?;
+        let (last, above) = split(to)?;
+        let from = self.enter(above)?;
+        let unfinished = self.begin(name, overwrite)?;
+        let (dir, temporary) = (&unfinished.dir, &unfinished.temporary);
+        // Without the flag that would, it follows no symbolic link.
+        match fs::linkat(&from, last, dir, temporary, AtFlags::empty()) {
+            Err(Errno::NOENT) => return Err(LinkError::NotMade),
+            other => other?,
+        }
+        // Looked at where nobody expects it, so that it is not exchanged meanwhile.
+        let about = fs::statat(dir, temporary, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileId::of(&about) != wanted {
+            return Err(LinkError::NotMade);
+        }
+        let size = u64::try_from(about.st_size).unwrap_or_default();
+        unfinished.publish()?;
+        self.made.add(name.bytes(), wanted);
+        Ok(size)
     }
 
     /// Makes a symbolic link.
@@ -154,37 +200,89 @@ impl Tree {
         Ok(fs::symlinkat(OsStr::from_bytes(target), &dir, last)?)
     }
 
-    /// A regular file that is there.
-    pub fn read(&self, name: &Name) -> io::Result<File> {
+    /// A place for a file of this name, if the name may be used.
+    fn begin(&self, name: &Name, overwrite: bool) -> io::Result<Unfinished> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let (last, above) = split(name)?;
         let dir = self.enter(above)?;
-        // A FIFO would wait for somebody who writes.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(fs::openat(&dir, last, flags, Mode::empty())?);
-        if file.metadata()?.is_file() {
-            Ok(file)
-        } else {
-            Err(Errno::INVAL.into())
+        vacant(&dir, last, overwrite)?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Unfinished {
+            dir,
+            temporary: format!(".vmmctl-{}-{number}.part", std::process::id()).into(),
+            name: last.to_owned(),
+            overwrite,
+            published: false,
+        })
+    }
+
+    /// Opens directories one below the other. None is made: an archive has each
+    /// before what is in it, and a name of a thousand parts would make a thousand.
+    fn enter(&self, parts: &[OsString]) -> io::Result<OwnedFd> {
+        let mut dir = self.dir.try_clone()?;
+        for part in parts {
+            dir = open_directory(&dir, part)?;
+        }
+        Ok(dir)
+    }
+}
+
+/// Opens a directory below another, and nothing that a link leads to.
+fn open_directory(dir: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match fs::openat(dir, name, flags, Mode::empty()) {
+        // What a link is called here differs between file systems.
+        Err(Errno::LOOP) => Err(Errno::NOTDIR.into()),
+        other => Ok(other?),
+    }
+}
+
+/// Why a hard link was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// It leads to something else than a file that was made here.
+    #[error("a hard link to something that this copy did not make")]
+    NotMade,
+    /// The file system refuses.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for LinkError {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// A file, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, u64);
+
+impl FileId {
+    fn of(about: &Stat) -> Self {
+        Self(about.st_dev, about.st_ino)
+    }
+}
+
+/// The regular files that were made, by name: what hard links may lead to.
+#[derive(Debug, Default)]
+struct Made {
+    files: HashMap<Vec<u8>, FileId>,
+    bytes: usize,
+}
+
+impl Made {
+    fn add(&mut self, name: Vec<u8>, id: FileId) {
+        let size = name.len().saturating_add(MADE_OVERHEAD);
+        // Beyond the limit a file is there all the same, and no link leads to it.
+        if self.bytes.saturating_add(size) <= MAX_MADE {
+            self.bytes = self.bytes.saturating_add(size);
+            self.files.insert(name, id);
         }
     }
 
-    /// Opens directories one below the other, making those that are missing.
-    fn enter(&self, parts: &[OsString]) -> io::Result<OwnedFd> {
-        let mut dir = self.0.try_clone()?;
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for part in parts {
-            let open = || fs::openat(&dir, part, flags, Mode::empty());
-            dir = match open() {
-                Err(Errno::NOENT) => {
-                    fs::mkdirat(&dir, part, Mode::from_raw_mode(0o777))?;
-                    open()?
-                }
-                // What a link is called here differs between file systems.
-                Err(Errno::LOOP) => return Err(Errno::NOTDIR.into()),
-                other => other?,
-            };
-        }
-        Ok(dir)
+    fn get(&self, name: &[u8]) -> Option<FileId> {
+        self.files.get(name).copied()
     }
 }
 
@@ -204,30 +302,32 @@ fn vacant(dir: &OwnedFd, name: &OsStr, overwrite: bool) -> io::Result<()> {
     }
 }
 
-/// A file that is being written; it is gone if it is dropped before it is kept.
+/// A name that something gets when it is whole; until then it has another, and is
+/// gone if it is dropped.
 #[derive(Debug)]
-pub struct Partial {
+struct Unfinished {
     dir: OwnedFd,
-    /// What it is called meanwhile.
-    unfinished: OsString,
+    temporary: OsString,
     name: OsString,
-    file: File,
     overwrite: bool,
-    kept: bool,
+    published: bool,
 }
 
-impl Partial {
-    /// All of it is there: gives it its name.
-    pub fn keep(mut self) -> io::Result<()> {
-        let (dir, from, to) = (&self.dir, &self.unfinished, &self.name);
+impl Unfinished {
+    fn publish(mut self) -> io::Result<()> {
+        let (dir, from, to) = (&self.dir, &self.temporary, &self.name);
         if self.overwrite {
             fs::renameat(dir, from, dir, to)?;
-            self.kept = true;
+            // Two names of one file stay as they are: then the other goes in the end.
+            self.published = matches!(
+                fs::statat(dir, from, AtFlags::SYMLINK_NOFOLLOW),
+                Err(Errno::NOENT)
+            );
             return Ok(());
         }
         match fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
             Ok(()) => {
-                self.kept = true;
+                self.published = true;
                 Ok(())
             }
             // Not every file system can. A link does not replace either, and
@@ -240,6 +340,22 @@ impl Partial {
     }
 }
 
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::unlinkat(&self.dir, &self.temporary, AtFlags::empty());
+        }
+    }
+}
+
+/// A file that is being written; it is gone if it is dropped before it is kept.
+#[derive(Debug)]
+pub struct Partial {
+    unfinished: Unfinished,
+    full_name: Vec<u8>,
+    file: File,
+}
+
 impl Write for Partial {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.file.write(data)
@@ -250,166 +366,5 @@ impl Write for Partial {
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::unlinkat(&self.dir, &self.unfinished, AtFlags::empty());
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs as std_fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::PathBuf;
-
-    use proptest::prelude::*;
-
-    fn name(text: &str) -> Name {
-        Name::parse(text.as_bytes()).unwrap()
-    }
-
-    /// A directory with one in it, and a neighbour that nothing may touch.
-    fn place(test: &str) -> (PathBuf, Tree) {
-        let dir = std::env::temp_dir().join(format!("tree-{test}-{}", std::process::id()));
-        let _ = std_fs::remove_dir_all(&dir);
-        std_fs::create_dir_all(dir.join("in")).unwrap();
-        std_fs::create_dir_all(dir.join("out")).unwrap();
-        let tree = Tree::open(&dir.join("in")).unwrap();
-        (dir, tree)
-    }
-
-    fn put(tree: &Tree, to: &str, data: &[u8], overwrite: bool) -> io::Result<()> {
-        let mut file = tree.create(&name(to), false, overwrite)?;
-        file.write_all(data)?;
-        file.keep()
-    }
-
-    fn errno(result: io::Result<()>) -> Option<Errno> {
-        result.err().and_then(|error| Errno::from_io_error(&error))
-    }
-
-    fn files(dir: &Path) -> Vec<String> {
-        let entries = std_fs::read_dir(dir).unwrap();
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn names_lead_down_or_are_refused() {
-        assert_eq!(name("./a//b/./c/").bytes(), b"a/b/c");
-        assert!(name("./").is_top() && name("").is_top());
-        assert_eq!(name("x").below(OsStr::new("top")).bytes(), b"top/x");
-        let refused = |name: &[u8]| Name::parse(name).unwrap_err();
-        assert_eq!(refused(b"/etc/passwd"), NameError::Absolute);
-        for up in ["..", "../x", "a/../b", "a/..", "./.."] {
-            assert_eq!(refused(up.as_bytes()), NameError::Up, "{up}");
-        }
-        assert_eq!(refused(b"a\0b"), NameError::Nul);
-        assert_eq!(refused(&[b'a'; 5000]), NameError::TooLong);
-        assert_eq!(name("...").bytes(), b"...");
-    }
-
-    #[test]
-    fn links_stay_below_the_top() {
-        let holds = |link: &str, target: &str| name(link).holds_link(target.as_bytes());
-        for (link, target) in [
-            ("top/a", "b"),
-            ("top/a", "./b/c"),
-            ("top/d/a", "../b"),
-            ("top/d/e/a", "../../b/c"),
-        ] {
-            assert!(holds(link, target), "{link} -> {target}");
-        }
-        for (link, target) in [
-            ("top/a", "/etc/passwd"),
-            ("top/a", ".."),
-            ("top/a", "../b"),
-            ("top/d/a", "../../b"),
-            ("top/d/a", "x/../../../y"),
-            ("top/d/a", "../x/../y"),
-            ("top/a", ""),
-            ("top/a", "b\0c"),
-            ("top", "b/../.."),
-        ] {
-            assert!(!holds(link, target), "{link} -> {target}");
-        }
-    }
-
-    #[test]
-    fn a_file_has_its_name_when_it_is_whole() {
-        let (dir, tree) = place("whole");
-        let mut file = tree.create(&name("d/e/f"), true, false).unwrap();
-        file.write_all(b"half").unwrap();
-        assert!(!dir.join("in/d/e/f").exists());
-        drop(file);
-        assert_eq!(files(&dir.join("in/d/e")), Vec::<String>::new());
-        let mut file = tree.create(&name("d/e/f"), true, false).unwrap();
-        file.write_all(b"whole").unwrap();
-        file.keep().unwrap();
-        assert_eq!(files(&dir.join("in/d/e")), ["f"]);
-        let mode = std_fs::metadata(dir.join("in/d/e/f")).unwrap();
-        assert_eq!(mode.permissions().mode() & 0o7100, 0o100);
-        std_fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn what_is_there_is_overwritten_only_when_it_may_be() {
-        let (dir, tree) = place("over");
-        put(&tree, "f", b"old", false).unwrap();
-        assert_eq!(errno(put(&tree, "f", b"new", false)), Some(Errno::EXIST));
-        assert_eq!(std_fs::read(dir.join("in/f")).unwrap(), b"old");
-        put(&tree, "f", b"new", true).unwrap();
-        assert_eq!(std_fs::read(dir.join("in/f")).unwrap(), b"new");
-        tree.directory(&name("d")).unwrap();
-        assert_eq!(errno(put(&tree, "d", b"", true)), Some(Errno::ISDIR));
-        assert_eq!(errno(put(&tree, "f/x", b"", true)), Some(Errno::NOTDIR));
-        // One that came into being meanwhile is not replaced either.
-        let mut late = tree.create(&name("late"), false, false).unwrap();
-        late.write_all(b"ours").unwrap();
-        std_fs::write(dir.join("in/late"), b"theirs").unwrap();
-        assert_eq!(errno(late.keep()), Some(Errno::EXIST));
-        assert_eq!(std_fs::read(dir.join("in/late")).unwrap(), b"theirs");
-        let mut left = files(&dir.join("in"));
-        left.sort();
-        assert_eq!(left, ["d", "f", "late"]);
-        std_fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn no_link_is_followed() {
-        let (dir, tree) = place("link");
-        std_fs::write(dir.join("out/secret"), b"secret").unwrap();
-        // What a guest could send, and what could be there.
-        tree.symlink(&name("a"), b"../out", false).unwrap();
-        symlink(dir.join("out/secret"), dir.join("in/b")).unwrap();
-        assert_eq!(errno(put(&tree, "a/x", b"", true)), Some(Errno::NOTDIR));
-        assert_eq!(errno(tree.directory(&name("a/x"))), Some(Errno::NOTDIR));
-        assert_eq!(errno(tree.directory(&name("a"))), Some(Errno::NOTDIR));
-        assert!(tree.read(&name("a/secret")).is_err());
-        assert!(tree.read(&name("b")).is_err());
-        assert_eq!(errno(put(&tree, "b", b"", false)), Some(Errno::EXIST));
-        // The link is replaced, and not what it leads to.
-        put(&tree, "b", b"mine", true).unwrap();
-        assert!(dir.join("in/b").symlink_metadata().unwrap().is_file());
-        assert_eq!(std_fs::read(dir.join("out/secret")).unwrap(), b"secret");
-        assert_eq!(files(&dir.join("out")), ["secret"]);
-        std_fs::remove_dir_all(dir).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn no_part_of_a_name_leads_elsewhere(bytes in proptest::collection::vec(
-            prop_oneof![Just(b'.'), Just(b'/'), Just(b'a'), any::<u8>()], 0..20)) {
-            if let Ok(name) = Name::parse(&bytes) {
-                for part in &name.0 {
-                    prop_assert!(!part.is_empty() && part != "." && part != "..");
-                    prop_assert!(!part.as_bytes().contains(&b'/'));
-                }
-            }
-        }
-    }
-}
+mod tests;

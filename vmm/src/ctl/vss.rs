@@ -8,7 +8,7 @@
 //! If this program dies, the guest thaws at the deadline that every freeze has.
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use super::CtlError;
 use super::client::Client;
 use super::commands::print;
+use super::{CtlError, tell};
 use crate::api::data::FreezeBody;
 use crate::cli::duration;
 
@@ -158,7 +158,7 @@ fn command(words: &[String], stop: &AtomicBool) -> io::Result<ExitStatus> {
         .split_first()
         .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut child = Command::new(program).args(args).spawn().inspect_err(|_| {
-        let _ = writeln!(io::stderr(), "vmmctl: cannot run {program}");
+        tell(format_args!("cannot run {program}"));
     })?;
     loop {
         if let Some(status) = child.try_wait()? {

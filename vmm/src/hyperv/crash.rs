@@ -7,6 +7,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::escape;
 use crate::memory::GuestMemory;
 
 /// `HV_X64_MSR_CRASH_P0`; the others follow.
@@ -16,15 +17,16 @@ pub const CTL: u32 = 0x4000_0105;
 
 const NOTIFY: u64 = 1 << 63;
 const MESSAGE: u64 = 1 << 62;
-/// A message is at most a page.
-const MAX_MESSAGE: u64 = 4096;
+/// A message is at most a page, also as it is shown: what is escaped takes the place
+/// of what came earlier.
+const MAX_MESSAGE: u16 = 4096;
 
 /// What a crashed guest told.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct CrashReport {
     /// P0 to P4 as the guest wrote them.
     pub parameters: [u64; 5],
-    /// The end of the guest's log, when it sent one.
+    /// The end of the guest's log, when it sent one, as it may be shown.
     pub message: Option<String>,
 }
 
@@ -68,18 +70,12 @@ impl CrashRegisters {
 
     fn message(&self, memory: &GuestMemory) -> Option<String> {
         let [.., address, length] = self.parameters;
-        let mut text = vec![0; usize::try_from(length.min(MAX_MESSAGE)).ok()?];
+        let mut text = vec![0; usize::try_from(length.min(MAX_MESSAGE.into())).ok()?];
         memory.read_slice(&mut text, GuestAddress(address)).ok()?;
         let end = text.iter().rposition(|byte| *byte != 0)?;
         text.truncate(end.saturating_add(1));
-        // The words end on somebody's terminal: nothing in them may steer it.
-        let plain = |c: char| match c {
-            '\n' | '\t' => c,
-            c if c.is_control() => char::REPLACEMENT_CHARACTER,
-            c => c,
-        };
-        let text = String::from_utf8_lossy(&text);
-        Some(text.chars().map(plain).collect())
+        // The words end on somebody's terminal.
+        Some(escape::tail(text, MAX_MESSAGE.into()))
     }
 }
 
@@ -125,6 +121,30 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_message_longer_than_its_limit() {
+        let (memory, mut registers) = (memory(), CrashRegisters::default());
+        registers.write(&memory, P0 + 3, 0);
+        registers.write(&memory, P0 + 4, 4096);
+        // Not UTF-8; controls of two bytes each; a direction of three.
+        for text in ["\u{9b}", "\u{202e}", "\u{1b}", "\u{e0001}"].map(str::as_bytes) {
+            memory
+                .write_slice(&text.repeat(4096 / text.len()), GuestAddress(0))
+                .unwrap();
+            let report = registers.write(&memory, CTL, 3 << 62).unwrap().unwrap();
+            let shown = report.message.unwrap();
+            assert!(shown.len() <= 4096 && shown.chars().all(escape::is_plain));
+        }
+        memory.write_slice(&[0xff; 4093], GuestAddress(0)).unwrap();
+        memory.write_slice(b"end", GuestAddress(4093)).unwrap();
+        let report = registers.write(&memory, CTL, 3 << 62).unwrap().unwrap();
+        let shown = report.message.unwrap();
+        assert!(
+            shown.len() <= 4096 && shown.ends_with("\\xff\\xffend"),
+            "{shown}"
+        );
+    }
+
+    #[test]
     fn a_message_cannot_steer_a_terminal() {
         let (memory, mut registers) = (memory(), CrashRegisters::default());
         let text = "a\u{1b}]0;title\u{7}\r\u{9b}31m\tb\n".as_bytes();
@@ -134,7 +154,7 @@ mod tests {
         let report = registers.write(&memory, CTL, 3 << 62).unwrap().unwrap();
         assert_eq!(
             report.message.as_deref(),
-            Some("a\u{fffd}]0;title\u{fffd}\u{fffd}\u{fffd}31m\tb\n")
+            Some("a\\u{1b}]0;title\\u{7}\\r\\u{9b}31m\tb\n")
         );
     }
 

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -285,7 +286,10 @@ fn many(guest: &mut Guest, here: &Path, to: &str, count: u64) -> Outcome {
         "mkdir -p '/srv/a dir/sub' && cd '/srv/a dir' && \
          for n in $(seq {count}); do echo $n > sub/f$n; done && \
          chmod 755 sub/f1 && ln sub/f1 same && ln -s sub/f2 near && ln -s /etc/passwd far && \
-         mkfifo pipe && : > empty"
+         mkfifo pipe && : > empty && mkdir -m 700 private && \
+         echo secret > private/key && chmod 600 private/key && \
+         cp sub/f2 setuid && chmod 4755 setuid && \
+         for n in $(seq 40); do ln sub/f3 hard$n; done"
     ))?;
     let output = guest.cp(&["--json", "guest:/srv/a dir", to]).output()?;
     let answer: serde_json::Value =
@@ -293,8 +297,10 @@ fn many(guest: &mut Guest, here: &Path, to: &str, count: u64) -> Outcome {
     let files = answer.get("files").and_then(|files| files.as_array());
     let copied = u64::try_from(files.map_or(0, Vec::len)).unwrap_or(0);
     ensure!(
-        output.status.success() && copied == count + 2 && answer.get("left_out") == Some(&2.into()),
-        "{copied} files of {count} and two more: {output:?}"
+        output.status.success()
+            && copied == count + 44
+            && answer.get("left_out") == Some(&2.into()),
+        "{copied} files of {count} and 44 more: {output:?}"
     );
     let said = text(&output.stderr);
     ensure!(
@@ -302,6 +308,26 @@ fn many(guest: &mut Guest, here: &Path, to: &str, count: u64) -> Outcome {
         "a link that leads out is not told: {said}"
     );
     let dir = here.join("a dir");
+    // Whatever the umask is here, nobody gets more rights than in the guest.
+    for (name, widest) in [
+        ("private", 0o700),
+        ("private/key", 0o600),
+        ("setuid", 0o755),
+        ("sub/f2", 0o644),
+    ] {
+        let mode = fs::symlink_metadata(dir.join(name))?.mode() & 0o7777;
+        ensure!(
+            mode & !widest == 0 && mode & 0o400 != 0,
+            "{name} has the mode {mode:o}, of {widest:o} in the guest"
+        );
+    }
+    let linked = fs::symlink_metadata(dir.join("hard40"))?;
+    let first = fs::symlink_metadata(dir.join("sub/f3"))?;
+    ensure!(
+        linked.ino() == first.ino() && linked.nlink() == 41,
+        "a hard link was copied: {} names",
+        linked.nlink()
+    );
     for (name, wanted) in [
         (format!("sub/f{count}"), format!("{count}\n")),
         ("same".to_owned(), "1\n".to_owned()),

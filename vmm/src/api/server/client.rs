@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use serde_json::to_vec;
+use serde::Serialize;
+use serde_json::to_string;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::super::http;
@@ -14,6 +15,7 @@ use super::super::pipe::Pipe;
 use super::super::routes::Stream;
 use super::super::types::{Answer, ApiError, ErrorBody};
 use crate::audience::Watcher;
+use crate::escape;
 
 /// Bytes that wait for one client: lines of what it follows, or one answer.
 pub const MAX_OUTPUT: usize = 256 << 10;
@@ -214,10 +216,9 @@ impl Client {
     }
 
     pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
-        // Values that come from serde can be written by it.
-        let error = |error: ApiError| to_vec(&ErrorBody { error }).unwrap_or_default();
+        let error = |error: ApiError| json_of(&ErrorBody { error });
         let (mut status, mut json) = match answer {
-            Ok(value) => (200, to_vec(&value).unwrap_or_default()),
+            Ok(value) => (200, json_of(&value)),
             Err(failed) => (failed.status, error(failed)),
         };
         // Whoever answers keeps to less; this is what bounds the memory.
@@ -226,8 +227,8 @@ impl Client {
             let long = ApiError::new(500, "too-long", "api", message);
             (status, json) = (long.status, error(long));
         }
-        json.push(b'\n');
-        self.finish_answer(http::response(status, &json, keep_alive), keep_alive)
+        json.push('\n');
+        self.finish_answer(http::response(status, json.as_bytes(), keep_alive), keep_alive)
     }
 
     pub(super) fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {
@@ -271,4 +272,10 @@ pub(super) fn is_later(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
+}
+
+/// An answer's JSON. Values that come from serde can be written by it, and a client's
+/// terminal may be where they end.
+fn json_of(value: &impl Serialize) -> String {
+    escape::json(to_string(value).unwrap_or_default())
 }

@@ -3,11 +3,11 @@
 //! is the guest: its output is the archive.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
 use super::*;
-use crate::ctl::tar::tests::{archive, header, padded};
+use crate::ctl::tar::tests::{archive, header, padded, sign};
 
 /// A directory to copy into, with a neighbour that must stay as it is.
 struct Place(PathBuf);
@@ -28,6 +28,8 @@ impl Place {
             tree: Tree::open(&dir).unwrap(),
             dir,
             overwrite,
+            most: MAX_SIZE,
+            entries: 0,
             running: Running::default(),
             bar: Bar::new(None, false),
             json: true,
@@ -100,6 +102,12 @@ fn file(name: &str, data: &str) -> Vec<u8> {
     .concat()
 }
 
+fn with_mode(mut entry: Vec<u8>, mode: u32) -> Vec<u8> {
+    entry[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
+    sign(&mut entry);
+    entry
+}
+
 fn link(name: &str, kind: u8, to: &str) -> Vec<u8> {
     header(name.as_bytes(), kind, 0, to.as_bytes())
 }
@@ -131,8 +139,108 @@ fn a_directory_comes_with_all_that_is_in_it() {
     assert_eq!(place.list(), wanted);
     assert_eq!(place.read("top/d/soft"), "one");
     assert_eq!(place.read("top/d/same"), "one");
+    let ino = |name| place.0.join("in").join(name).metadata().unwrap().ino();
+    assert_eq!(ino("top/d/same"), ino("top/a"));
     assert_eq!((fetch.files, fetch.left_out, fetch.failed), (3, 3, 0));
-    assert_eq!(fetch.bar.bytes, 9);
+    // What a link leads to has come once.
+    assert_eq!(fetch.bar.bytes, 6);
+    let linked = fetch
+        .answers
+        .iter()
+        .find_map(|answer| answer.get("link_to"));
+    assert!(linked.unwrap().as_str().unwrap().ends_with("in/top/a"));
+}
+
+#[test]
+fn a_private_file_stays_private_and_gives_nobody_rights() {
+    let place = Place::new("private");
+    let bytes = archive(&[
+        with_mode(dir("./"), 0o700),
+        with_mode(dir("./d/"), 0o050),
+        with_mode(file("./key", "secret"), 0o600),
+        with_mode(file("./d/su", "program"), 0o4755),
+        with_mode(file("./none", ""), 0),
+    ]);
+    assert_eq!(place.take(&mut place.fetch(false), &bytes), Ok(()));
+    for (name, widest) in [
+        ("top", 0o700),
+        ("top/d", 0o750),
+        ("top/key", 0o600),
+        ("top/d/su", 0o755),
+        ("top/none", 0),
+    ] {
+        let mode = place.0.join("in").join(name).metadata().unwrap().mode() & 0o7777;
+        assert_eq!(mode & !widest, 0, "{name} is {mode:o}");
+        assert_eq!(mode & 0o700, widest & 0o700, "{name} is {mode:o}");
+    }
+    let mut bad = file("./key", "");
+    bad[100..108].copy_from_slice(b"rw-r--r-");
+    sign(&mut bad);
+    let said = place
+        .take(&mut place.fetch(true), &archive(&[bad]))
+        .unwrap_err();
+    assert!(said.contains("a mode is no number"), "{said}");
+}
+
+#[test]
+fn hard_links_cost_nothing_and_lead_to_nothing_that_was_there() {
+    let place = Place::new("hard");
+    fs::create_dir(place.0.join("in/top")).unwrap();
+    fs::write(place.0.join("in/top/before"), "mine").unwrap();
+    let mut parts = vec![dir("./"), file("./a", &"x".repeat(100_000))];
+    for number in 0..2000 {
+        parts.push(link(&format!("./l{number}"), b'1', "./a"));
+    }
+    parts.push(link("./theirs", b'1', "./before"));
+    parts.push(link("./none", b'1', "./later"));
+    parts.push(file("./later", ""));
+    let mut fetch = place.fetch(false);
+    assert_eq!(place.take(&mut fetch, &archive(&parts)), Ok(()));
+    assert_eq!((fetch.files, fetch.left_out, fetch.failed), (2002, 0, 2));
+    let about = place.0.join("in/top/l1999").metadata().unwrap();
+    assert_eq!((about.nlink(), about.len()), (2001, 100_000));
+    assert_eq!(fetch.bar.bytes, 100_000);
+    let before = place.0.join("in/top/before").metadata().unwrap();
+    assert_eq!(before.nlink(), 1);
+    assert!(!place.0.join("in/top/theirs").exists());
+}
+
+#[test]
+fn an_archive_ends_at_its_limits() {
+    let place = Place::new("limits");
+    let bytes = archive(&[
+        dir("./"),
+        file("./a", "12345"),
+        link("./b", b'1', "./a"),
+        file("./c", "123456"),
+    ]);
+    let mut fetch = place.fetch(false);
+    fetch.most = 11;
+    assert_eq!(place.take(&mut fetch, &bytes), Ok(()));
+    let mut fetch = place.fetch(true);
+    fetch.most = 10;
+    let said = place.take(&mut fetch, &bytes).unwrap_err();
+    assert!(said.contains("more than 10 bytes; --max-size"), "{said}");
+    let mut fetch = place.fetch(true);
+    fetch.entries = MAX_ENTRIES - 2;
+    let said = place.take(&mut fetch, &bytes).unwrap_err();
+    assert!(said.contains("files, directories and links"), "{said}");
+    // A size that no disk has is refused before a byte of it comes.
+    let huge = archive(&[header(b"a", b'0', 1 << 32, b"")]);
+    let mut fetch = place.fetch(true);
+    fetch.most = 1 << 31;
+    let said = place.take(&mut fetch, &huge).unwrap_err();
+    assert!(said.contains("--max-size"), "{said}");
+}
+
+#[test]
+fn an_entry_makes_one_thing_at_most() {
+    let place = Place::new("one");
+    let deep = "./".to_owned() + &"d/".repeat(40);
+    let bytes = archive(&[dir("./"), dir(&deep), file(&(deep + "f"), "")]);
+    let mut fetch = place.fetch(false);
+    assert_eq!(place.take(&mut fetch, &bytes), Ok(()));
+    assert_eq!((place.list(), fetch.failed), (vec!["top".to_owned()], 2));
 }
 
 #[test]

@@ -22,7 +22,9 @@ pub(in crate::ctl) fn header(name: &[u8], kind: u8, size: u64, link: &[u8]) -> V
     block
 }
 
-fn sign(block: &mut [u8]) {
+/// Makes the checksum of a header, which may have data behind it, right.
+pub(in crate::ctl) fn sign(block: &mut [u8]) {
+    let block = &mut block[..BLOCK];
     block[148..156].fill(b' ');
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

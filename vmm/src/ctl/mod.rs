@@ -12,6 +12,7 @@ pub mod hvsocket;
 pub mod kvp;
 mod running;
 mod show;
+mod shutdown;
 pub mod ssh;
 pub mod tar;
 pub mod tree;

@@ -45,7 +45,7 @@ fn fixture(name: &str) -> Fixture {
                 Op::VssState => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
                 Op::Hvsocket(_) => call.reply.send(Ok("x".repeat(MAX_ANSWER - 1).into())),
                 // How many have hung up of those that are kept.
-                Op::Services => {
+                Op::Kvp(_) => {
                     let gone = kept.iter().filter(|one: &&Reply| one.waiter().is_gone());
                     let gone = gone.count();
                     call.reply.send(Ok(json!({"gone": gone})));
@@ -264,7 +264,7 @@ fn who_does_the_work_learns_of_a_client_that_has_hung_up() {
     stays.shutdown(Shutdown::Write).unwrap();
     let gone = || {
         fixture
-            .ask("GET /v1/vss HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .ask("GET /v1/kvp/auto HTTP/1.1\r\nConnection: close\r\n\r\n")
             .1
     };
     thread::sleep(Duration::from_millis(200));

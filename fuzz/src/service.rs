@@ -161,7 +161,7 @@ impl Service for FcopyProtocol {
         if let Ok(ticket) = service.start(now, NewFile::new(target, size))
             && what.is_multiple_of(3)
         {
-            service.cancel(ticket);
+            service.cancel(now, ticket);
         }
         service.push(now, &[what; 10_000]);
     }

@@ -12,6 +12,7 @@ mod kvp;
 mod lifecycle;
 mod measured;
 mod memory;
+mod pause;
 mod services;
 mod soak;
 mod systemd;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Case> {
         services::toggle::CASES,
         kvp::CASES,
         vss::CASES,
+        pause::CASES,
         fcopy::CASES,
         api::CASES,
         systemd::CASES,

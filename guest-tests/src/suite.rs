@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use crate::error::HarnessError;
 use crate::kernels::Kernel;
-pub use control::Control;
+pub use control::{Control, Ran};
 pub use vm::{Setup, Shell, Vm};
 
 /// Why a case failed: a sentence with what was expected and what was found.

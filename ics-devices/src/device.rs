@@ -12,6 +12,7 @@ use vmbus::wire::PacketType;
 use crate::link::{Counts, Link, LinkError, Port, Received};
 use crate::protocol::{Answer, Protocol};
 use crate::service::Service;
+use crate::slot::{Cancelled, Requests, Ticket};
 use crate::status::{ServiceError, ServiceState, ServiceStatus};
 use crate::wire::{IcVersion, Versions};
 
@@ -26,7 +27,7 @@ const READ_GRACE: Duration = Duration::from_millis(1500);
 /// Three kinds of methods:
 /// 1. [`Device`]'s, called by [`vmbus::host::Host`];
 /// 2. those that want something: [`pause`](Self::pause), [`resume`](Self::resume),
-///    [`watch`](Self::watch), and what the service has of its own. [`Host::poke`](vmbus::host::Host::poke)
+///    [`watch`](Self::watch), [`cancel`](Self::cancel), and what the service has of its own. [`Host::poke`](vmbus::host::Host::poke)
 ///    it afterwards;
 /// 3. those that look: [`status`](Self::status), and what the service has of its
 ///    own. Take outcomes after every call of the host's.
@@ -67,6 +68,30 @@ impl<P: Protocol> Ic<P> {
             .map_err(|error| if waits { ServiceError::NoDaemon } else { error })
     }
 
+    /// The same, for somebody who wants something of the guest now: of one that
+    /// stands still nothing can be had.
+    pub(crate) fn admit(&self) -> Result<Versions, ServiceError> {
+        if self.link.is_paused() {
+            return Err(ServiceError::Paused);
+        }
+        self.versions()
+    }
+
+    /// Nobody waits for this request any more: what is not in the ring will not be,
+    /// and what the guest makes of the rest is not told. To the service it is as if
+    /// its time was up.
+    pub fn cancel(&mut self, now: Duration, ticket: Ticket) {
+        match self.protocol.cancel(ticket) {
+            Cancelled::Nothing => {}
+            Cancelled::Unsent => self.protocol.ended_unsent(),
+            Cancelled::Sent => {
+                if self.link.give_up() {
+                    self.protocol.failed(now, ServiceError::Cancelled);
+                }
+            }
+        }
+    }
+
     /// Why the service is in the state `error`.
     pub fn link_error(&self) -> Option<LinkError> {
         self.link.error()
@@ -77,7 +102,8 @@ impl<P: Protocol> Ic<P> {
         self.link.counts()
     }
 
-    /// The VM is paused: nothing is sent, and no deadline passes.
+    /// The VM is paused: nothing is sent, nothing more can be asked, and no deadline
+    /// passes but those of users.
     pub fn pause(&mut self, now: Duration) {
         if !self.link.is_paused() {
             self.link.pause(now);
@@ -235,11 +261,15 @@ impl<P: Protocol> Ic<P> {
         port: &mut dyn Port,
     ) -> Result<(), SendError> {
         self.link.unblock();
-        if self.link.is_paused() {
-            return Ok(());
-        }
         if let Some(error) = self.link.expire(now, port) {
             self.protocol.failed(now, error);
+        }
+        let requests = self.protocol.requests_mut();
+        if requests.is_some_and(|requests| requests.expire(now)) {
+            self.protocol.ended_unsent();
+        }
+        if self.link.is_paused() {
+            return Ok(());
         }
         if self.link.versions().is_some() {
             self.protocol.tick(now);
@@ -248,10 +278,13 @@ impl<P: Protocol> Ic<P> {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        if self.link.is_paused() || self.link.versions().is_none() {
-            return None;
-        }
-        let deadlines = [self.link.deadline(), self.protocol.deadline()];
+        self.link.versions()?;
+        let guests = self.protocol.deadline();
+        let deadlines = [
+            self.link.deadline(),
+            self.protocol.requests().and_then(Requests::deadline),
+            guests.filter(|_| !self.link.is_paused()),
+        ];
         deadlines.into_iter().flatten().min()
     }
 }

@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use crate::device::Ic;
 use crate::look::Look;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request, moved};
 use crate::service::Service;
-use crate::slot::Ticket;
+use crate::slot::{Cancelled, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
 
@@ -175,7 +175,7 @@ impl Fcopy {
 
     /// Begins a copy. Poke the host, push data, then wait for the outcome.
     pub fn start(&mut self, now: Duration, file: NewFile) -> Result<Ticket, FcopyError> {
-        self.versions()?;
+        self.admit()?;
         let protocol = &mut self.protocol;
         if protocol.owed.is_some() {
             // Nobody else's copy is in the way, but a guest that does not answer.
@@ -205,12 +205,6 @@ impl Fcopy {
     pub fn push(&mut self, now: Duration, data: &[u8]) -> usize {
         let copy = self.protocol.copy.as_mut();
         copy.map_or(0, |copy| copy.push(now, data))
-    }
-
-    /// Gives the copy up. It has an outcome when the guest has been told. Poke
-    /// the host.
-    pub fn cancel(&mut self, ticket: Ticket) {
-        self.protocol.cancel(ticket);
     }
 
     /// How the last copy ended, once.
@@ -259,13 +253,6 @@ impl FcopyProtocol {
         if let Some(copy) = self.copy.take() {
             let ticket = copy.ticket;
             self.outcome = Some(FcopyOutcome { ticket, result });
-        }
-    }
-
-    fn cancel(&mut self, ticket: Ticket) {
-        let named = self.copy.as_ref().is_some_and(|copy| copy.ticket == ticket);
-        if named {
-            self.abort(FcopyError::Cancelled);
         }
     }
 
@@ -395,6 +382,16 @@ impl Protocol for FcopyProtocol {
         self.in_ring = false;
     }
 
+    /// A file that the guest has begun is removed there: the copy has an outcome when
+    /// that is done.
+    fn cancel(&mut self, ticket: Ticket) -> Cancelled {
+        let named = self.copy.as_ref().is_some_and(|copy| copy.ticket == ticket);
+        if named {
+            self.abort(FcopyError::Cancelled);
+        }
+        Cancelled::Nothing
+    }
+
     fn arrived(&mut self, transaction_id: u64) {
         self.daemon = if transaction_id == UIO_TRANSACTION {
             FcopyDaemon::Uio
@@ -434,7 +431,7 @@ impl Protocol for FcopyProtocol {
             return None;
         }
         Some(Request {
-            deadline: Some(now.saturating_add(ANSWER_LIMIT)),
+            deadline: Deadline::Guest(now.saturating_add(ANSWER_LIMIT)),
         })
     }
 

@@ -25,7 +25,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::device::Ic;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request, moved};
 use crate::service::Service;
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{IcVersion, Versions};
@@ -241,7 +241,9 @@ impl Protocol for HeartbeatProtocol {
         };
         body.extend_from_slice(beat.as_bytes());
         // However late the answer comes, it is a sign of life.
-        Some(Request { deadline: None })
+        Some(Request {
+            deadline: Deadline::Never,
+        })
     }
 
     fn sent(&mut self, _: Duration) {

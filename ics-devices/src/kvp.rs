@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use crate::device::Ic;
 use crate::look::Look;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request};
 use crate::service::Service;
-use crate::slot::{Outcome, Slot, Ticket};
+use crate::slot::{Outcome, Requests, Slot, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
 
@@ -143,7 +143,7 @@ impl Kvp {
         request: KvpRequest,
         limit: Duration,
     ) -> Result<Ticket, ServiceError> {
-        self.versions()?;
+        self.admit()?;
         self.protocol.check(&request)?;
         self.protocol.slot.submit(now, limit, request)
     }
@@ -299,20 +299,24 @@ impl Protocol for KvpProtocol {
         self.look.stop();
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(&self.slot)
+    }
+
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        Some(&mut self.slot)
+    }
+
+    fn ended_unsent(&mut self) {
+        self.walk = None;
+    }
+
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [
-            self.slot.deadline(),
-            self.kept.deadline(),
-            self.look.deadline(),
-        ];
+        let deadlines = [self.kept.deadline(), self.look.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Duration) {
-        if self.slot.deadline().is_some_and(|at| at <= now) {
-            self.walk = None;
-        }
-        self.slot.expire(now);
         self.kept.tick(now);
         self.look.tick(now);
     }
@@ -323,7 +327,7 @@ impl Protocol for KvpProtocol {
             self.emit(body);
             self.purpose = Some(Purpose::User);
             return Some(Request {
-                deadline: Some(deadline),
+                deadline: Deadline::User(deadline),
             });
         }
         if let Some((pool, key, value)) = self.kept.next() {
@@ -340,7 +344,7 @@ impl Protocol for KvpProtocol {
             return None;
         }
         Some(Request {
-            deadline: Some(usual),
+            deadline: Deadline::Guest(usual),
         })
     }
 
@@ -395,7 +399,6 @@ impl Protocol for KvpProtocol {
     }
 
     fn resumed(&mut self, now: Duration, slept: Duration) {
-        self.slot.postpone(now, slept);
         self.kept.resumed(now, slept);
         self.look.resumed(now, slept);
     }

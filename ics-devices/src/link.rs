@@ -19,6 +19,8 @@
 //!   request is still in it when the guest has had the time to read it.
 //! * An answer is recognised by its transaction id and type; the ring's own id
 //!   is not reliable. Whatever answers nothing is counted and ignored.
+//! * While the VM is paused nothing is sent, and the guest's time stands still. A
+//!   user's deadline comes all the same.
 
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use vmbus::host::{Channel, SendError};
 use vmbus::ring::PacketMeta;
 use vmbus::wire::PacketType;
 
+use crate::protocol::Deadline;
 use crate::status::ServiceError;
 use crate::wire::{
     IcFlags, IcHeader, IcMessage, IcVersion, MessageType, NegotiateError, Versions, negotiate_body,
@@ -97,7 +100,7 @@ enum Pending {
     /// Somebody waits for it.
     Waiting {
         id: u8,
-        deadline: Option<Duration>,
+        deadline: Deadline,
         /// When to look whether the guest has read it at all.
         read_by: Option<Duration>,
     },
@@ -239,12 +242,12 @@ impl Link {
         self.paused_at.is_some()
     }
 
-    /// Time stands still from now on.
+    /// The guest's time stands still from now on.
     pub(crate) fn pause(&mut self, now: Duration) {
         self.paused_at.get_or_insert(now);
     }
 
-    /// Time goes on. How long it stood still, if it did.
+    /// The guest's time goes on. How long it stood still, if it did.
     pub(crate) fn resume(&mut self, now: Duration) -> Option<Duration> {
         let slept = now.saturating_sub(self.paused_at.take()?);
         if let State::Ready {
@@ -254,7 +257,11 @@ impl Link {
             ..
         } = &mut self.state
         {
-            for at in [deadline, read_by].into_iter().flatten() {
+            let guests = match deadline {
+                Deadline::Guest(at) => Some(at),
+                Deadline::Never | Deadline::User(_) => None,
+            };
+            for at in [guests, read_by.as_mut()].into_iter().flatten() {
                 *at = at.saturating_add(slept);
             }
         }
@@ -263,21 +270,42 @@ impl Link {
 
     /// When [`expire`](Self::expire) is to be called.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        match self.state {
-            State::Ready {
-                pending:
-                    Pending::Waiting {
-                        deadline, read_by, ..
-                    },
-                ..
-            } => [deadline, read_by].into_iter().flatten().min(),
-            _ => None,
-        }
+        let State::Ready {
+            pending: Pending::Waiting {
+                deadline, read_by, ..
+            },
+            ..
+        } = self.state
+        else {
+            return None;
+        };
+        let (users, guests) = match deadline {
+            Deadline::Never => (None, None),
+            Deadline::Guest(at) => (None, Some(at)),
+            Deadline::User(at) => (Some(at), None),
+        };
+        let guests = [guests, read_by].into_iter().flatten().min();
+        let guests = guests.filter(|_| !self.is_paused());
+        users.into_iter().chain(guests).min()
+    }
+
+    /// Gives the outstanding request up, though its time has not come; whether there
+    /// was one.
+    pub(crate) fn give_up(&mut self) -> bool {
+        let State::Ready { pending, .. } = &mut self.state else {
+            return false;
+        };
+        let Pending::Waiting { id, .. } = *pending else {
+            return false;
+        };
+        let unread = false;
+        *pending = Pending::Owed { id, unread };
+        true
     }
 
     /// Gives the outstanding request up if its time has come, and says why.
     pub(crate) fn expire(&mut self, now: Duration, port: &mut dyn Port) -> Option<ServiceError> {
-        let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        let paused = self.is_paused();
         let State::Ready { pending, .. } = &mut self.state else {
             return None;
         };
@@ -289,11 +317,17 @@ impl Link {
         else {
             return None;
         };
-        let unread = due(*read_by) && !port.is_read();
-        if due(*read_by) {
+        let is_read_due = !paused && read_by.is_some_and(|at| at <= now);
+        let unread = is_read_due && !port.is_read();
+        if is_read_due {
             *read_by = None;
         }
-        if !unread && !due(*deadline) {
+        let is_over = match *deadline {
+            Deadline::Never => false,
+            Deadline::Guest(at) => !paused && at <= now,
+            Deadline::User(at) => at <= now,
+        };
+        if !unread && !is_over {
             return None;
         }
         let id = *id;
@@ -343,7 +377,7 @@ impl Link {
         &mut self,
         port: &mut dyn Port,
         body: &[u8],
-        deadline: Option<Duration>,
+        deadline: Deadline,
         read_by: Option<Duration>,
     ) -> Result<(), SendError> {
         let versions = self.versions().unwrap_or(Versions::NONE);

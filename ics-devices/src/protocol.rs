@@ -11,20 +11,38 @@
 //! asks it for the body of its next request when there is room for one, and
 //! shows it the answer. Between `connected` and `disconnected` it is asked for
 //! its deadline, and ticked when that has come.
+//!
+//! # Two clocks
+//! While the VM is paused the guest can do nothing, so what it is given time for
+//! stands still: ticks, looks, the limit of a packet that nobody waits for. What a
+//! user asked for has a deadline in the user's time, which passes all the same: see
+//! [`Requests`](crate::slot::Requests) and [`Deadline`].
 
 use std::time::Duration;
 
 use crate::look::Look;
 use crate::service::Service;
+use crate::slot::{Cancelled, Requests, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
+
+/// When to give up waiting for an answer. Until one comes nothing else is sent,
+/// also after the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// However late it comes, it is welcome.
+    Never,
+    /// Nobody waits: the guest is given so long, and longer by each pause.
+    Guest(Duration),
+    /// A user waits, whose time passes also while the VM is paused.
+    User(Duration),
+}
 
 /// A request that is about to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// When to give up waiting for its answer, if ever. Until an answer comes
-    /// nothing else is sent, also after the deadline.
-    pub deadline: Option<Duration>,
+    /// When to give up waiting for its answer.
+    pub deadline: Deadline,
 }
 
 /// The answer to the last request that was sent.
@@ -69,10 +87,32 @@ pub trait Protocol: Send + 'static {
         None
     }
 
-    /// Time has passed. A deadline that has come must be gone afterwards.
+    /// Time has passed, and the VM is not paused. A deadline that has come must be
+    /// gone afterwards.
     fn tick(&mut self, now: Duration) {
         let _ = now;
     }
+
+    /// The requests of the host's user, where there can be any. Their deadlines are
+    /// kept for the service.
+    fn requests(&self) -> Option<&dyn Requests> {
+        None
+    }
+
+    /// The same, to end some.
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        None
+    }
+
+    /// Nobody waits for this request any more. One that is not in the ring is
+    /// forgotten; one that is gets [`failed`](Self::failed) afterwards.
+    fn cancel(&mut self, ticket: Ticket) -> Cancelled {
+        let requests = self.requests_mut();
+        requests.map_or(Cancelled::Nothing, |requests| requests.cancel(ticket))
+    }
+
+    /// A request has ended between two packets of it, or before the first.
+    fn ended_unsent(&mut self) {}
 
     /// If there is something to ask: appends it to `body`, which is empty. This
     /// is called right before the packet is written. The ring may have no room;
@@ -97,7 +137,8 @@ pub trait Protocol: Send + 'static {
         let _ = transaction_id;
     }
 
-    /// The request's deadline has passed, or no packet can ever be as large.
+    /// The request's deadline has passed, the user has gone away, or no packet can
+    /// ever be as large. The first two happen also while the VM is paused.
     fn failed(&mut self, now: Duration, error: ServiceError);
 
     /// The VM was paused.

@@ -18,9 +18,9 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::device::Ic;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request, moved};
 use crate::service::Service;
-use crate::slot::{Outcome, Slot, Ticket};
+use crate::slot::{Outcome, Requests, Slot, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{IcVersion, Versions};
 
@@ -177,7 +177,7 @@ impl Shutdown {
         request: ShutdownRequest,
         limit: Duration,
     ) -> Result<Ticket, ServiceError> {
-        let versions = self.versions()?;
+        let versions = self.admit()?;
         if versions.service < request.action.since() {
             return Err(request.action.unsupported());
         }
@@ -223,19 +223,19 @@ impl Protocol for ShutdownProtocol {
         self.last = None;
     }
 
-    fn deadline(&self) -> Option<Duration> {
-        self.slot.deadline()
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(&self.slot)
     }
 
-    fn tick(&mut self, now: Duration) {
-        self.slot.expire(now);
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        Some(&mut self.slot)
     }
 
     fn request(&mut self, _: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
         let (request, deadline) = self.slot.waiting()?;
         request.emit(body);
         Some(Request {
-            deadline: Some(deadline),
+            deadline: Deadline::User(deadline),
         })
     }
 
@@ -260,7 +260,6 @@ impl Protocol for ShutdownProtocol {
     }
 
     fn resumed(&mut self, now: Duration, slept: Duration) {
-        self.slot.postpone(now, slept);
         if let Some((_, _, at)) = &mut self.last {
             *at = moved(*at, now, slept);
         }

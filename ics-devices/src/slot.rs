@@ -3,15 +3,17 @@
 //!
 //! ```text
 //!   submit ─► waiting ─► sent ─► outcome ─► take
-//!                └────────┴─ deadline, channel closed ─┘
+//!                ├────────┴─ deadline, channel closed ─┘
+//!                └─ cancelled: forgotten
 //! ```
 //!
-//! Every ticket comes to exactly one outcome. An outcome that nobody takes is
-//! overwritten by the next one, so nothing grows.
+//! Every ticket that is not cancelled comes to exactly one outcome. An outcome that
+//! nobody takes is overwritten by the next one, so nothing grows.
+//!
+//! A request's deadline is in its user's time: a pause of the VM does not move it.
 
 use std::time::Duration;
 
-use crate::protocol::moved;
 use crate::status::ServiceError;
 
 /// Names a request.
@@ -39,6 +41,55 @@ struct Job<R> {
 impl<R> Job<R> {
     fn deadline(&self) -> Duration {
         self.since.saturating_add(self.limit)
+    }
+}
+
+/// What became of a request that was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// There is none of that name, or it has ended already.
+    Nothing,
+    /// It is not in the ring, and will not be.
+    Unsent,
+    /// It is in the ring: what the guest makes of it is open.
+    Sent,
+}
+
+/// What is done with a [`Slot`] without knowing what is asked.
+pub trait Requests {
+    /// When [`expire`](Self::expire) is to be called: the deadline of a request that
+    /// is not in the ring. The link keeps that of one that is.
+    fn deadline(&self) -> Option<Duration>;
+
+    /// Ends a request that could not be sent in time; whether there was one.
+    fn expire(&mut self, now: Duration) -> bool;
+
+    /// Forgets a request for which nobody waits any more, unless it is in the ring.
+    fn cancel(&mut self, ticket: Ticket) -> Cancelled;
+}
+
+impl<R, T> Requests for Slot<R, T> {
+    fn deadline(&self) -> Option<Duration> {
+        self.waiting().map(|(_, deadline)| deadline)
+    }
+
+    fn expire(&mut self, now: Duration) -> bool {
+        let due = self.deadline().is_some_and(|deadline| deadline <= now);
+        if due {
+            self.finish(Err(ServiceError::Unsent));
+        }
+        due
+    }
+
+    fn cancel(&mut self, ticket: Ticket) -> Cancelled {
+        match &self.job {
+            Some(job) if job.ticket == ticket && job.sent => Cancelled::Sent,
+            Some(job) if job.ticket == ticket => {
+                self.job = None;
+                Cancelled::Unsent
+            }
+            _ => Cancelled::Nothing,
+        }
     }
 }
 
@@ -111,25 +162,6 @@ impl<R, T> Slot<R, T> {
     pub fn again(&mut self) {
         if let Some(job) = &mut self.job {
             job.sent = false;
-        }
-    }
-
-    /// When [`expire`](Self::expire) is to be called.
-    pub fn deadline(&self) -> Option<Duration> {
-        self.waiting().map(|(_, deadline)| deadline)
-    }
-
-    /// Ends a request that could not be sent in time.
-    pub fn expire(&mut self, now: Duration) {
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
-            self.finish(Err(ServiceError::Unsent));
-        }
-    }
-
-    /// The VM `slept`: a request that was not sent gets the time that it lost.
-    pub fn postpone(&mut self, now: Duration, slept: Duration) {
-        if let Some(job) = &mut self.job {
-            job.since = moved(job.since, now, slept);
         }
     }
 

@@ -115,6 +115,12 @@ pub enum ServiceError {
     /// Another request is being answered.
     #[error("another request is being answered")]
     Busy,
+    /// The VM is paused, so the guest can do nothing.
+    #[error("the VM is paused, and the guest cannot answer before it goes on")]
+    Paused,
+    /// Whoever asked for it has gone away.
+    #[error("whoever asked for it has gone away")]
+    Cancelled,
     /// The agreed versions, or the guest's ring, do not allow it.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -131,7 +137,8 @@ impl ServiceError {
             Self::NoDaemon => "no-daemon",
             Self::Guest(_) | Self::BadAnswer => "guest-error",
             Self::Timeout | Self::Unsent => "timeout",
-            Self::Busy => "busy",
+            Self::Busy | Self::Paused => "busy",
+            Self::Cancelled => "cancelled",
             Self::Unsupported(_) => "unsupported",
         }
     }
@@ -139,7 +146,8 @@ impl ServiceError {
     /// The layer that failed, in the control API.
     pub const fn layer(self) -> &'static str {
         match self {
-            Self::Disabled | Self::Busy => "host",
+            Self::Disabled | Self::Busy | Self::Cancelled => "host",
+            Self::Paused => "vm",
             Self::NotOffered => "bus",
             Self::NotOpen => "channel",
             Self::NotNegotiated | Self::Unsupported(_) => "negotiation",

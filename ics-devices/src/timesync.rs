@@ -26,9 +26,9 @@ use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::device::Ic;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request, moved};
 use crate::service::Service;
-use crate::slot::{Outcome, Slot, Ticket};
+use crate::slot::{Outcome, Requests, Slot, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{IcVersion, Versions};
 
@@ -180,7 +180,7 @@ impl TimeSync {
     /// Makes the guest step its clock to the host's; it has to answer within
     /// `limit`. Poke the host, then wait for the outcome.
     pub fn sync_now(&mut self, now: Duration, limit: Duration) -> Result<Ticket, ServiceError> {
-        self.versions()?;
+        self.admit()?;
         self.protocol.slot.submit(now, limit, ())
     }
 
@@ -266,13 +266,19 @@ impl Protocol for TimeSyncProtocol {
         self.offset = None;
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(&self.slot)
+    }
+
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        Some(&mut self.slot)
+    }
+
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [Some(self.next), self.slot.deadline()];
-        deadlines.into_iter().flatten().min()
+        Some(self.next)
     }
 
     fn tick(&mut self, now: Duration) {
-        self.slot.expire(now);
         if self.next <= now {
             self.sample_due = true;
             self.next = now.saturating_add(INTERVAL);
@@ -303,7 +309,8 @@ impl Protocol for TimeSyncProtocol {
             };
             body.extend_from_slice(raw.as_bytes());
         }
-        let deadline = self.slot.deadline();
+        let waiting = self.slot.waiting();
+        let deadline = waiting.map_or(Deadline::Never, |(&(), at)| Deadline::User(at));
         Some(Request { deadline })
     }
 
@@ -363,7 +370,6 @@ impl Protocol for TimeSyncProtocol {
     fn resumed(&mut self, now: Duration, slept: Duration) {
         self.sync_due = true;
         self.next = now.saturating_add(INTERVAL);
-        self.slot.postpone(now, slept);
         for time in [&mut self.last, &mut self.last_sync].into_iter().flatten() {
             *time = moved(*time, now, slept);
         }

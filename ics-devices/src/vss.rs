@@ -10,8 +10,9 @@
 //!                                    failed: again  └─┘
 //! ```
 //!
-//! * Every freeze has a deadline, from the moment it was asked for. When it has
-//!   come, thawing begins by itself, whoever is still there to ask for it.
+//! * Every freeze has a deadline, from the moment it was asked for, in the time of
+//!   who asked for it. When it has come, thawing begins by itself, whoever is still
+//!   there to ask for it: at once, or as soon as a VM that is paused goes on.
 //! * A freeze that was refused, or whose end is unknown, is thawed as well: to
 //!   thaw what is not frozen does no harm.
 //! * Thawing goes on until the guest says that it is done, with a new daemon or
@@ -25,9 +26,9 @@ use std::time::Duration;
 
 use crate::device::Ic;
 use crate::look::Look;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request, moved};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request, moved};
 use crate::service::Service;
-use crate::slot::{Outcome, Slot, Ticket};
+use crate::slot::{Outcome, Requests, Slot, Ticket};
 use crate::status::{ServiceError, ServiceState};
 use crate::wire::{HResult, IcVersion, Versions};
 
@@ -51,6 +52,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 const THAW_AGAIN: Duration = Duration::from_secs(1);
 /// No freeze may last longer.
 pub const MAX_FREEZE: Duration = Duration::from_secs(900);
+/// A guest that has been asked to thaw for so long, and has not said that it did,
+/// will not: it had the time to answer, or to refuse again and again.
+pub const THAW_PATIENCE: Duration = Duration::from_secs(35);
 
 /// What the host's user wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,18 @@ pub enum Filesystems {
     MaybeFrozen,
 }
 
+/// Why the service cannot be taken away from the guest now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// The file systems are frozen, or about to be, and no thaw was asked for.
+    Frozen,
+    /// The guest is asked to thaw them, and is given so long yet to do it.
+    Thawing {
+        /// How long.
+        left: Duration,
+    },
+}
+
 /// Operations on the wire. Creating, deleting and recovering mean nothing to
 /// Linux and are not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +157,9 @@ pub struct VssProtocol {
     /// A thaw is due now.
     thaw_now: bool,
     thaw_at: Option<Duration>,
+    /// Since when the guest is asked to thaw.
+    thawing_since: Option<Duration>,
+    paused_at: Option<Duration>,
     complete_now: bool,
     look: Look,
     /// Chosen by `request`, in the ring after `sent`.
@@ -158,6 +177,8 @@ impl Default for VssProtocol {
             daemon: Daemon::Unknown,
             thaw_now: false,
             thaw_at: None,
+            thawing_since: None,
+            paused_at: None,
             complete_now: false,
             look: Look::default(),
             operation: None,
@@ -172,9 +193,24 @@ impl Vss {
         Self::from_protocol(VssProtocol::default())
     }
 
-    /// Asks the guest. Poke the host, then wait for the outcome.
+    /// The same, for a guest whose file systems an earlier device of the service left
+    /// frozen, for all that is known: it is asked to thaw them before all else.
+    #[must_use]
+    pub fn thawing_first(mut self, now: Duration) -> Self {
+        self.protocol.filesystems = Filesystems::MaybeFrozen;
+        self.protocol.thawing_since = Some(now);
+        self
+    }
+
+    /// Asks the guest. Poke the host, then wait for the outcome. A thaw that is asked
+    /// for while the VM is paused is refused, and brings the freeze's deadline forward.
     pub fn request(&mut self, now: Duration, request: VssRequest) -> Result<Ticket, ServiceError> {
-        self.versions()?;
+        let admitted = self.admit();
+        if admitted == Err(ServiceError::Paused) && request == VssRequest::Thaw {
+            // It cannot be done now. What was wanted is done as soon as it can be.
+            self.thaw_soon(now);
+        }
+        admitted?;
         let limit = self.protocol.check(request)?;
         let ticket = self.protocol.slot.submit(now, limit, request)?;
         self.protocol.checked = false;
@@ -189,6 +225,21 @@ impl Vss {
     /// What is known of the guest's file systems.
     pub fn filesystems(&self) -> Filesystems {
         self.protocol.filesystems
+    }
+
+    /// Nobody waits any more for what is frozen to be thawed: its deadline comes now.
+    /// Poke the host.
+    pub fn thaw_soon(&mut self, now: Duration) {
+        if let Some(at) = &mut self.protocol.thaw_at {
+            *at = now.min(*at);
+        }
+    }
+
+    /// Whether taking the service away would leave the guest's file systems frozen.
+    /// A guest cannot make that last: it ends [`THAW_PATIENCE`] after the guest was
+    /// asked to thaw, whatever it says.
+    pub fn needed(&self, now: Duration) -> Option<Needed> {
+        self.protocol.needed(now)
     }
 
     /// How many freezes were ended by their deadline.
@@ -221,10 +272,24 @@ impl VssProtocol {
     }
 
     /// From now on the guest is asked to thaw until it has.
-    fn thaw(&mut self) {
+    fn thaw(&mut self, now: Duration) {
         self.filesystems = Filesystems::MaybeFrozen;
         self.thaw_now = true;
         self.thaw_at = None;
+        self.thawing_since.get_or_insert(now);
+    }
+
+    fn needed(&self, now: Duration) -> Option<Needed> {
+        if self.filesystems == Filesystems::Thawed {
+            return None;
+        }
+        let Some(since) = self.thawing_since else {
+            return Some(Needed::Frozen);
+        };
+        // What a paused guest does not do is not held against it.
+        let now = self.paused_at.unwrap_or(now);
+        let left = THAW_PATIENCE.saturating_sub(now.saturating_sub(since));
+        (!left.is_zero()).then_some(Needed::Thawing { left })
     }
 
     fn user_wants_thaw(&self) -> bool {
@@ -260,7 +325,7 @@ impl VssProtocol {
     fn frozen(&mut self, now: Duration, status: HResult) {
         if !status.is_ok() {
             // The daemon has thawed what it had frozen. If it has not, this does.
-            self.thaw();
+            self.thaw(now);
             self.slot.finish(Err(ServiceError::Guest(status)));
             return;
         }
@@ -279,6 +344,7 @@ impl VssProtocol {
             self.daemon = Daemon::There;
             self.thaw_at = None;
             self.thaw_now = false;
+            self.thawing_since = None;
             self.finish_thaw(Ok(VssAnswer::Thawed { was_frozen }));
             return;
         }
@@ -313,20 +379,21 @@ impl Protocol for VssProtocol {
     const FRAMEWORKS: &'static [IcVersion] = &[IcVersion::new(3, 0)];
     const VERSIONS: &'static [IcVersion] = &[IcVersion::new(5, 0)];
 
-    fn connected(&mut self, _: Duration, _: Versions) {
+    fn connected(&mut self, now: Duration, _: Versions) {
         // What was frozen before the channel closed may still be.
         if self.filesystems != Filesystems::Thawed {
-            self.thaw();
+            self.thaw(now);
         }
         self.daemon = Daemon::Unknown;
         self.look.now();
         self.operation = None;
     }
 
-    fn disconnected(&mut self, _: Duration) {
+    fn disconnected(&mut self, now: Duration) {
         self.slot.finish(Err(ServiceError::NotOpen));
         if self.filesystems != Filesystems::Thawed {
             self.filesystems = Filesystems::MaybeFrozen;
+            self.thawing_since.get_or_insert(now);
         }
         (self.thaw_now, self.thaw_at, self.complete_now) = (false, None, false);
         self.operation = None;
@@ -334,32 +401,41 @@ impl Protocol for VssProtocol {
         self.daemon = Daemon::Unknown;
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(&self.slot)
+    }
+
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        Some(&mut self.slot)
+    }
+
     fn deadline(&self) -> Option<Duration> {
-        let deadlines = [self.slot.deadline(), self.thaw_at, self.look.deadline()];
+        let deadlines = [self.thaw_at, self.look.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Duration) {
         let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        self.slot.expire(now);
         if due(self.thaw_at) {
-            if matches!(self.filesystems, Filesystems::Frozen { .. }) {
+            if matches!(self.filesystems, Filesystems::Frozen { until, .. } if until <= now) {
                 self.expired += 1;
             }
-            self.thaw();
+            self.thaw(now);
         }
         self.look.tick(now);
     }
 
     fn request(&mut self, now: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
-        let usual = now.saturating_add(ANSWER_LIMIT);
-        let waiting = self
-            .slot
-            .waiting()
-            .map(|(request, deadline)| (*request, deadline));
-        // Nothing else before what is frozen is thawed.
+        let usual = Deadline::Guest(now.saturating_add(ANSWER_LIMIT));
+        let waiting = self.slot.waiting();
+        let waiting = waiting.map(|(request, at)| (*request, Deadline::User(at)));
+        // Nothing else before what is frozen is thawed, which may be asked for, too.
         let (operation, deadline) = if self.thaw_now {
-            (Operation::Thaw, usual)
+            let users = waiting.filter(|(request, _)| *request == VssRequest::Thaw);
+            (
+                Operation::Thaw,
+                users.map_or(usual, |(_, deadline)| deadline),
+            )
         } else if let Some((request, deadline)) = waiting {
             let operation = match request {
                 VssRequest::Thaw => Operation::Thaw,
@@ -376,14 +452,15 @@ impl Protocol for VssProtocol {
         };
         emit(operation, body);
         self.operation = Some(operation);
-        Some(Request {
-            deadline: Some(deadline),
-        })
+        Some(Request { deadline })
     }
 
-    fn sent(&mut self, _: Duration) {
+    fn sent(&mut self, now: Duration) {
         match self.operation {
             Some(Operation::Thaw) => {
+                if self.filesystems != Filesystems::Thawed {
+                    self.thawing_since.get_or_insert(now);
+                }
                 // One that is asked for is this one.
                 if self.user_wants_thaw() {
                     self.slot.sent();
@@ -392,6 +469,7 @@ impl Protocol for VssProtocol {
             }
             Some(Operation::Freeze) => {
                 self.filesystems = Filesystems::Freezing;
+                self.thawing_since = None;
                 self.slot.sent();
             }
             Some(Operation::Check) => {
@@ -422,7 +500,7 @@ impl Protocol for VssProtocol {
             Some(Operation::Freeze) => {
                 // Whatever it comes to, it is thawed as soon as anything can be
                 // sent.
-                self.thaw();
+                self.thaw(now);
                 self.slot.finish(Err(error));
             }
             Some(Operation::Thaw) => {
@@ -446,17 +524,17 @@ impl Protocol for VssProtocol {
         }
     }
 
+    fn paused(&mut self, now: Duration) {
+        self.paused_at = Some(now);
+    }
+
+    /// A thaw whose time came meanwhile is due now.
     fn resumed(&mut self, now: Duration, slept: Duration) {
-        self.slot.postpone(now, slept);
-        // The guest has as long as before; its file systems stood still anyway.
-        if let Some(at) = &mut self.thaw_at {
-            *at = at.saturating_add(slept);
+        self.paused_at = None;
+        if let Some(since) = &mut self.thawing_since {
+            *since = moved(*since, now, slept);
         }
         self.look.resumed(now, slept);
-        if let Filesystems::Frozen { since, until } = &mut self.filesystems {
-            *since = moved(*since, now, slept);
-            *until = until.saturating_add(slept);
-        }
     }
 
     fn look(&mut self) -> Option<&mut Look> {
@@ -471,6 +549,9 @@ impl Protocol for VssProtocol {
         let detail = match self.filesystems {
             Filesystems::Thawed if self.daemon == Daemon::Gone => {
                 "waiting for the guest's daemon".into()
+            }
+            Filesystems::Frozen { until, .. } if self.paused_at.is_some() && until <= now => {
+                "file systems frozen, thawed as soon as the VM goes on".into()
             }
             filesystems => Shown(filesystems, now).to_string(),
         };

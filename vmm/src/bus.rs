@@ -22,7 +22,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
-use ics_devices::{ServiceKind, ServiceSet};
 use vmbus::bus::BusConfig;
 use vmbus::host::Host;
 use vmbus::wire::ProtocolVersion;
@@ -36,8 +35,8 @@ use crate::events::EventHub;
 use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
 use crate::sandbox::{self, Kind};
-use crate::services::Services;
 use crate::services::data::{Data, Items};
+use crate::services::{Services, SharedSet};
 use crate::trace::Trace;
 use crate::vsock::{SocketSettings, Sockets};
 use asked::Asked;
@@ -60,8 +59,8 @@ pub enum BusCall {
 pub struct BusSettings {
     /// The newest protocol version to accept.
     pub max_version: ProtocolVersion,
-    /// Services to offer.
-    pub services: ServiceSet,
+    /// Services to offer; what clients change stays for the next machine.
+    pub services: SharedSet,
     /// Where Hyper-V sockets end, and the names of their services.
     pub sockets: SocketSettings,
     /// Items of the host's for the guest; what is changed stays for the next
@@ -113,11 +112,11 @@ impl BusThread {
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), nothing)?;
         }
         let data = Data::new(settings.items.clone(), Arc::clone(&call_bell));
-        let services = settings.services;
+        let services = Arc::clone(&settings.services);
         let hub = settings.hub.clone();
         let sockets = Sockets::start(
             &settings.sockets,
-            services.contains(ServiceKind::Vsock),
+            Arc::clone(&services),
             &epoll,
             (LISTENER, SOCKETS),
             hub.clone(),

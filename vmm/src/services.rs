@@ -4,40 +4,49 @@
 //!
 //! Lives on the bus thread. What takes the guest's answer keeps its [`Reply`]
 //! here until the service has an outcome; if the machine ends before, dropping
-//! the reply tells the client so.
+//! the reply tells the client so. A client that hangs up before takes what it asked
+//! for with it: the request is cancelled, in the service's queue too.
 
 pub mod data;
+mod pending;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ics_devices::shutdown::ShutdownProtocol;
+use ics_devices::timesync::TimeSyncProtocol;
+use ics_devices::vss::Needed;
 use ics_devices::{
-    Accepted, Fcopy, Filesystems, Health, Heartbeat, Kvp, Outcome, Service, ServiceError,
-    ServiceKind, ServiceSet, ServiceState, ServiceStatus, Shutdown, ShutdownAction,
-    ShutdownRequest, Synced, Ticket, TimeSync, Vss,
+    Accepted, Fcopy, Filesystems, Health, Heartbeat, Ic, Kvp, Outcome, Protocol, Service,
+    ServiceError, ServiceKind, ServiceSet, ServiceState, Shutdown, ShutdownAction, ShutdownRequest,
+    Synced, Ticket, TimeSync, Vss,
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use vmbus::host::{Device, Host};
 use vmbus::wire::Relid;
 
-use crate::api::types::{
-    Answer, ApiError, PowerAction, PowerBody, ServiceEntry, TimeStatus, answer,
-};
+use crate::api::types::{Answer, ApiError, PowerAction, PowerBody, TimeStatus, answer};
 use crate::api::{Op, Reply};
 use crate::events::{Event, EventHub};
 use crate::hyperv::Hyperv;
 use crate::memory::GuestMemory;
 use data::Data;
+use pending::Pending;
+
+/// Which services are offered: what host and clients have agreed on, also for the
+/// machine after a reset.
+pub type SharedSet = Arc<Mutex<ServiceSet>>;
 
 /// The services that have a channel.
 pub const AVAILABLE: [Service; 6] = Service::ALL;
 /// How long the guest may take to accept a new time.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
-/// Changes told within a window; a restart of all services is a dozen.
-const MAX_TOLD: u32 = 64;
-const WINDOW: Duration = Duration::from_secs(5);
+/// What to do about a VM that is paused.
+pub const RESUME: &str = " (vmmctl resume lets it go on)";
 
 type Bus = Host<GuestMemory>;
 
@@ -55,7 +64,7 @@ macro_rules! each {
 
 /// The services of one machine.
 pub struct Services {
-    enabled: ServiceSet,
+    enabled: SharedSet,
     hyperv: Arc<Hyperv>,
     events: EventHub,
     /// Offered, or rescinded and not yet released.
@@ -65,9 +74,11 @@ pub struct Services {
     watched: bool,
     /// The guest has accepted to shut down.
     stopping: bool,
-    shutdowns: HashMap<Ticket, (PowerAction, Reply)>,
-    syncs: HashMap<Ticket, Reply>,
+    shutdowns: Pending<PowerAction>,
+    syncs: Pending<()>,
     data: Data,
+    /// The last device of the backup service went before the guest had thawed.
+    left_frozen: bool,
     /// What was told by events last.
     told: BTreeMap<Service, ServiceState>,
     told_health: Health,
@@ -77,7 +88,7 @@ pub struct Services {
 
 impl Services {
     /// Of a machine that offers `enabled`.
-    pub fn new(enabled: ServiceSet, hyperv: Arc<Hyperv>, events: EventHub, data: Data) -> Self {
+    pub fn new(enabled: SharedSet, hyperv: Arc<Hyperv>, events: EventHub, data: Data) -> Self {
         Self {
             enabled,
             hyperv,
@@ -86,9 +97,10 @@ impl Services {
             paused: false,
             watched: true,
             stopping: false,
-            shutdowns: HashMap::new(),
-            syncs: HashMap::new(),
+            shutdowns: Pending::new(data.bell()),
+            syncs: Pending::new(data.bell()),
             data,
+            left_frozen: false,
             told: BTreeMap::new(),
             told_health: Health::NoContact,
             window: Duration::ZERO,
@@ -105,11 +117,14 @@ impl Services {
     /// waits until the guest has released it.
     pub fn offer(&mut self, host: &mut Bus, now: Duration) {
         for service in AVAILABLE {
-            if !self.enabled.contains(service) || self.relid(service, host).is_some() {
+            if !self.is_enabled(service) || self.relid(service, host).is_some() {
                 continue;
             }
             match host.offer(now, self.make(service, now)) {
-                Ok(relid) => drop(self.relids.insert(service, relid)),
+                Ok(relid) => {
+                    self.relids.insert(service, relid);
+                    self.left_frozen &= service != Service::Vss;
+                }
                 Err(error) => log::debug!("{service}: {error}"),
             }
         }
@@ -134,6 +149,7 @@ impl Services {
                 boxed!(TimeSync::new(Box::new(move || hyperv.time_sample())))
             }
             Service::Kvp => boxed!(self.data.kvp()),
+            Service::Vss if self.left_frozen => boxed!(Vss::new().thawing_first(now)),
             Service::Vss => boxed!(Vss::new()),
             Service::Fcopy => boxed!(Fcopy::new()),
         }
@@ -175,6 +191,10 @@ impl Services {
 
     /// Does what a client wants.
     pub fn call(&mut self, host: &mut Bus, now: Duration, op: Op, reply: Reply) {
+        if reply.waiter().is_gone() && !matches!(op, Op::SetService(..)) {
+            // It has not begun, and now it will not.
+            return reply.abandon();
+        }
         match op {
             Op::Power(body) => self.shutdown(host, now, &body, reply),
             Op::SetService(name, enabled) => {
@@ -213,7 +233,7 @@ impl Services {
             });
         match result {
             Ok((relid, ticket)) => {
-                self.shutdowns.insert(ticket, (body.action, reply));
+                self.shutdowns.insert(ticket, body.action, reply);
                 host.poke(now, relid);
             }
             Err(error) => reply.send(Err(api_error(Service::Shutdown, error))),
@@ -232,7 +252,7 @@ impl Services {
             });
         match result {
             Ok((relid, ticket)) => {
-                self.syncs.insert(ticket, reply);
+                self.syncs.insert(ticket, (), reply);
                 host.poke(now, relid);
             }
             Err(error) => reply.send(Err(api_error(Service::TimeSync, error))),
@@ -258,27 +278,27 @@ impl Services {
         let ServiceKind::Ic(service) = find(name)? else {
             return Err(ApiError::bad_request("not for the services"));
         };
-        if service == Service::Vss && !on && is_frozen(host) {
-            let message = "vss: the guest's file systems are frozen, and thawing them needs it";
-            return Err(ApiError::new(409, "busy", "host", message));
+        if service == Service::Vss && !on {
+            if let Some(needed) = needed(host, now) {
+                return Err(self.needs_vss(needed));
+            }
+            self.left_frozen |= may_be_frozen(host);
         }
-        self.enabled = if on {
-            self.enabled.with(service)
+        let set = *self.enabled.lock();
+        *self.enabled.lock() = if on {
+            set.with(service)
         } else {
-            self.enabled.without(service)
+            set.without(service)
         };
         if on {
             self.offer(host, now);
         } else if let Some(relid) = self.relids.remove(&service) {
             // The device takes what it owes with it.
+            let error = api_error(service, ServiceError::Disabled);
             match service {
-                Service::Shutdown => self.shutdowns.drain().for_each(|(_, (_, reply))| {
-                    reply.send(Err(api_error(service, ServiceError::Disabled)));
-                }),
-                Service::TimeSync => self.syncs.drain().for_each(|(_, reply)| {
-                    reply.send(Err(api_error(service, ServiceError::Disabled)));
-                }),
-                other => self.data.disabled(other),
+                Service::Shutdown => self.shutdowns.refuse_all(&error),
+                Service::TimeSync => self.syncs.refuse_all(&error),
+                other => self.data.disabled(other, &error),
             }
             // It may have gone with a session already.
             let _ = host.rescind(now, relid);
@@ -286,10 +306,53 @@ impl Services {
         answer(&self.entry(host, now, service))
     }
 
+    /// Why the backup service cannot be taken away now.
+    fn needs_vss(&self, needed: Needed) -> ApiError {
+        let message = match needed {
+            _ if self.paused => {
+                "vss: the guest's file systems are frozen, and the VM is paused: let it go on \
+                 (vmmctl resume) and thaw them (vmmctl vss thaw) first"
+                    .into()
+            }
+            Needed::Frozen => {
+                "vss: the guest's file systems are frozen, and thawing them needs it: thaw them \
+                 first (vmmctl vss thaw), or wait for the deadline (vmmctl vss status)"
+                    .into()
+            }
+            Needed::Thawing { left } => format!(
+                "vss: the guest is asked to thaw its file systems, and has not said that it did: \
+                 try again in {} s, then it need not have",
+                left.as_secs() + 1
+            ),
+        };
+        ApiError::new(409, "busy", "host", message)
+    }
+
+    /// Cancels what was asked for by clients that have hung up.
+    fn end_abandoned(&mut self, host: &mut Bus, now: Duration) {
+        cancel::<ShutdownProtocol>(host, now, &self.shutdowns.take_abandoned());
+        cancel::<TimeSyncProtocol>(host, now, &self.syncs.take_abandoned());
+        self.end_abandoned_data(host, now);
+    }
+
+    /// An outcome as its client is told it: what a paused guest has not done, it could
+    /// not do.
+    fn told(&self, mut answer: Answer) -> Answer {
+        if self.paused
+            && let Err(error) = &mut answer
+            && error.code == "timeout"
+        {
+            error.message.push_str(": the VM is paused");
+            error.message.push_str(RESUME);
+        }
+        answer
+    }
+
     /// Gives the outcomes that there are to those who wait for them, and tells
     /// of what has changed. Before the bus's actions are done: a device that is
     /// gone has nothing to say any more.
     pub fn settle(&mut self, host: &mut Bus, now: Duration) {
+        self.end_abandoned(host, now);
         while let Some(outcome) = host
             .find::<Shutdown>()
             .and_then(|relid| host.device_mut::<Shutdown>(relid)?.take_outcome())
@@ -301,11 +364,11 @@ impl Services {
             .and_then(|relid| host.device_mut::<TimeSync>(relid)?.take_outcome())
         {
             let Outcome { ticket, result } = outcome;
-            if let Some(reply) = self.syncs.remove(&ticket) {
-                reply.send(match result {
+            if let Some(((), reply)) = self.syncs.remove(ticket) {
+                reply.send(self.told(match result {
                     Ok(Synced { .. }) => Ok(json!({"synced": true})),
                     Err(error) => Err(api_error(Service::TimeSync, error)),
-                });
+                }));
             }
         }
         self.settle_data(host, now);
@@ -313,7 +376,7 @@ impl Services {
     }
 
     fn shutdown_outcome(&mut self, outcome: Outcome<Accepted>) {
-        let Some((action, reply)) = self.shutdowns.remove(&outcome.ticket) else {
+        let Some((action, reply)) = self.shutdowns.remove(outcome.ticket) else {
             return;
         };
         match outcome.result {
@@ -327,38 +390,7 @@ impl Services {
                 self.events.write(&Event::ShutdownAccepted { action });
                 reply.send(Ok(json!({"accepted": true})));
             }
-            Err(error) => reply.send(Err(api_error(Service::Shutdown, error))),
-        }
-    }
-
-    /// A guest can change states as fast as it likes; what it does too often is
-    /// told when the next window opens, as it is then.
-    fn tell(&mut self, host: &Bus, now: Duration) {
-        if now >= self.window.saturating_add(WINDOW) {
-            (self.window, self.told_in_window) = (now, 0);
-        }
-        if self.told_in_window >= MAX_TOLD {
-            return;
-        }
-        for service in AVAILABLE {
-            let state = self.state(host, now, service);
-            let before = self.told.insert(service, state);
-            if before.unwrap_or(ServiceState::Disabled) != state {
-                self.told_in_window += 1;
-                self.events.write(&Event::Service {
-                    name: service.name(),
-                    state: state.name(),
-                    detail: self.status(host, now, service).detail,
-                });
-            }
-        }
-        let health = self.health(host);
-        if health != self.told_health {
-            self.told_health = health;
-            self.told_in_window += 1;
-            self.events.write(&Event::Health {
-                health: health.name(),
-            });
+            Err(error) => reply.send(self.told(Err(api_error(Service::Shutdown, error)))),
         }
     }
 
@@ -372,56 +404,8 @@ impl Services {
         self.stopping = false;
     }
 
-    /// What the heartbeat tells of the guest.
-    pub fn health(&self, host: &Bus) -> Health {
-        if self.paused {
-            return Health::Paused;
-        }
-        host.find::<Heartbeat>()
-            .and_then(|relid| host.device::<Heartbeat>(relid))
-            .map_or(Health::NoContact, Heartbeat::health)
-    }
-
-    /// All services, as the API lists them.
-    pub fn list(&self, host: &Bus, now: Duration) -> Vec<ServiceEntry> {
-        let entry = |service| self.entry(host, now, service);
-        AVAILABLE.into_iter().map(entry).collect()
-    }
-
-    fn entry(&self, host: &Bus, now: Duration, service: Service) -> ServiceEntry {
-        let status = self.status(host, now, service);
-        ServiceEntry {
-            name: service.name().into(),
-            enabled: self.enabled.contains(service),
-            state: status.state.name().into(),
-            framework: status.framework.map(|version| version.to_string()),
-            version: status.version.map(|version| version.to_string()),
-            detail: status.detail,
-        }
-    }
-
-    fn status(&self, host: &Bus, now: Duration, service: Service) -> ServiceStatus {
-        let status = self.relid(service, host).and_then(|relid| match service {
-            Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.status(now)),
-            Service::Shutdown => Some(host.device::<Shutdown>(relid)?.status(now)),
-            Service::TimeSync => Some(host.device::<TimeSync>(relid)?.status(now)),
-            Service::Kvp => Some(host.device::<Kvp>(relid)?.status(now)),
-            Service::Vss => Some(host.device::<Vss>(relid)?.status(now)),
-            Service::Fcopy => Some(host.device::<Fcopy>(relid)?.status(now)),
-        });
-        status.unwrap_or_else(|| ServiceStatus::disabled(service))
-    }
-
-    fn state(&self, host: &Bus, now: Duration, service: Service) -> ServiceState {
-        let state = self.relid(service, host).and_then(|relid| match service {
-            Service::Heartbeat => Some(host.device::<Heartbeat>(relid)?.state(now)),
-            Service::Shutdown => Some(host.device::<Shutdown>(relid)?.state(now)),
-            Service::TimeSync => Some(host.device::<TimeSync>(relid)?.state(now)),
-            Service::Kvp => Some(host.device::<Kvp>(relid)?.state(now)),
-            Service::Vss => Some(host.device::<Vss>(relid)?.state(now)),
-            Service::Fcopy => Some(host.device::<Fcopy>(relid)?.state(now)),
-        });
-        state.unwrap_or(ServiceState::Disabled)
+    fn is_enabled(&self, service: Service) -> bool {
+        self.enabled.lock().contains(service)
     }
 
     /// The service's channel, if it is offered.
@@ -432,7 +416,7 @@ impl Services {
 
     /// The channel of a service that a client wants something of.
     fn device<T: Device>(&self, host: &Bus, service: Service) -> Result<Relid, ServiceError> {
-        if !self.enabled.contains(service) {
+        if !self.is_enabled(service) {
             return Err(ServiceError::Disabled);
         }
         let relid = host.find::<T>().ok_or(ServiceError::NotOffered)?;
@@ -443,11 +427,31 @@ impl Services {
     }
 }
 
-/// The guest's file systems may be frozen.
-fn is_frozen(host: &Bus) -> bool {
-    host.find::<Vss>()
-        .and_then(|relid| host.device::<Vss>(relid))
-        .is_some_and(|device| device.filesystems() != Filesystems::Thawed)
+fn vss_device(host: &Bus) -> Option<&Vss> {
+    host.device::<Vss>(host.find::<Vss>()?)
+}
+
+/// Whether the guest's file systems would stay frozen without the backup service.
+fn needed(host: &Bus, now: Duration) -> Option<Needed> {
+    vss_device(host)?.needed(now)
+}
+
+/// The guest has not said that its file systems are thawed.
+fn may_be_frozen(host: &Bus) -> bool {
+    vss_device(host).is_some_and(|device| device.filesystems() != Filesystems::Thawed)
+}
+
+/// Cancels requests of a service's.
+fn cancel<P: Protocol>(host: &mut Bus, now: Duration, tickets: &[Ticket]) {
+    let Some(relid) = host.find::<Ic<P>>().filter(|_| !tickets.is_empty()) else {
+        return;
+    };
+    if let Some(device) = host.device_mut::<Ic<P>>(relid) {
+        for ticket in tickets {
+            device.cancel(now, *ticket);
+        }
+        host.poke(now, relid);
+    }
 }
 
 /// The service that a client names.
@@ -458,17 +462,24 @@ pub fn find(name: &str) -> Result<ServiceKind, ApiError> {
 
 fn api_error(service: Service, error: ServiceError) -> ApiError {
     let status = match error {
-        ServiceError::Disabled | ServiceError::Busy => 409,
+        ServiceError::Disabled
+        | ServiceError::Busy
+        | ServiceError::Paused
+        | ServiceError::Cancelled => 409,
         ServiceError::Guest(_) | ServiceError::BadAnswer => 502,
         ServiceError::Timeout | ServiceError::Unsent => 504,
         ServiceError::Unsupported(_) => 501,
         _ => 503,
     };
+    let what_to_do = match error {
+        ServiceError::Paused => RESUME,
+        _ => "",
+    };
     let mut api = ApiError::new(
         status,
         error.code(),
         error.layer(),
-        format!("{service}: {error}"),
+        format!("{service}: {error}{what_to_do}"),
     );
     api.hresult = error.hresult().map(|status| status.0);
     api

@@ -43,7 +43,7 @@ use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape, VmMaking};
 use crate::output::Output;
 use crate::sandbox::{self, Kind, SandboxError};
-use crate::services;
+use crate::services::RESUME;
 use crate::services::data::Items;
 use crate::ssh_key;
 use crate::sys;
@@ -235,7 +235,7 @@ impl<'a> Supervisor<'a> {
         let (sockets, vsock) = open_sockets(args, registry, &mut socket)?;
         let bus = BusSettings {
             max_version: args.vmbus_version,
-            services: args.ic,
+            services: Arc::new(Mutex::new(args.ic)),
             sockets,
             items: Items::new(&args.kvp, auto_external),
             devices: args.device.clone(),
@@ -429,20 +429,6 @@ impl<'a> Supervisor<'a> {
                 machine.bus().send(BusCall::Ask(question, call.reply));
             }
             Op::Power(_) => return self.power(machine, call),
-            Op::SetService(name, enabled) => {
-                // Remembered for the time after a reset.
-                if let Ok(service) = services::find(name)
-                    && (service != ServiceKind::Vsock || self.bus.sockets.listener.is_ok())
-                {
-                    let set = self.bus.services;
-                    self.bus.services = if *enabled {
-                        set.with(service)
-                    } else {
-                        set.without(service)
-                    };
-                }
-                machine.bus().send(BusCall::Service(call));
-            }
             _ => machine.bus().send(BusCall::Service(call)),
         }
         None
@@ -488,7 +474,7 @@ impl<'a> Supervisor<'a> {
                 self.log.write(&Event::Resumed);
             }
             PowerAction::Nmi if paused => {
-                let message = "the VM is paused: an NMI would have to wait";
+                let message = format!("an NMI would have to wait: the VM is paused{RESUME}");
                 call.reply
                     .send(Err(ApiError::new(409, "busy", "vm", message)));
                 return None;
@@ -539,10 +525,14 @@ impl<'a> Supervisor<'a> {
             CrashCause::Reported => format_args!("the guest crashed and reported it"),
             CrashCause::TripleFault => format_args!("the guest crashed: triple fault"),
         });
-        if let Some(registers) = &registers {
-            self.say(format_args!(
+        match (&registers, cause) {
+            (Some(registers), _) => self.say(format_args!(
                 "registers of the vCPU that told it:\n{registers}"
-            ));
+            )),
+            (None, CrashCause::TripleFault) => self.say(format_args!(
+                "its registers were lost: KVM resets an AMD vCPU that shuts down"
+            )),
+            (None, CrashCause::Reported) => {}
         }
         match &report {
             Some(CrashReport {

@@ -172,6 +172,19 @@ fn triple_fault(context: &Context) -> Outcome {
             .any(|event| event["event"] == "crashed" && event["cause"] == "triple-fault"),
         "no triple fault in the event log: {events:?}"
     );
+    // On AMD KVM has reset the vCPU by then. Its registers are told only where they
+    // are those of the fault.
+    let crash = events.iter().find(|event| event["event"] == "crashed");
+    let registers = crash.map(|crash| &crash["registers"]);
+    let rip = registers.and_then(|registers| registers["rip"].as_u64());
+    let said = vm.said();
+    ensure!(
+        match rip {
+            Some(rip) => rip > 0xFFFF_0000_0000_0000 && said.contains("RIP"),
+            None => said.contains("its registers were lost") && !said.contains("RIP"),
+        },
+        "registers {registers:?}, and vmm said: {said}"
+    );
     Ok(())
 }
 

@@ -40,6 +40,12 @@ pub(super) const CASES: &[Case] = &[
         "without a daemon nothing is frozen; one killed while frozen is asked until it thaws",
         daemon,
     ),
+    Case::new(
+        "vss-disable",
+        "a guest that does not thaw cannot keep the service, and a refusal is not remembered",
+        disable,
+    )
+    .within(400),
 ];
 
 const READY: Duration = Duration::from_secs(15);
@@ -357,5 +363,62 @@ fn daemon(context: &Context) -> Outcome {
         "freezing without a daemon: {ran:?}"
     );
     goes_on(&mut vm)?;
+    vm.power_off()
+}
+
+fn disable(context: &Context) -> Outcome {
+    let (mut vm, control) = boot(context, |setup| setup)?;
+    let start = |vm: &mut Vm| -> Outcome {
+        load(vm)?;
+        vm.sh_ok("hv_vss_daemon")?;
+        control.until_ready(&["vss"], READY).map(drop)
+    };
+    let refused = |word: &str| -> Outcome {
+        let ran = control.run(&["ic", "disable", "vss"])?;
+        ensure!(
+            ran.code == 1 && ran.stderr.contains("busy") && ran.stderr.contains(word),
+            "disabling it while frozen: {ran:?}"
+        );
+        Ok(())
+    };
+    start(&mut vm)?;
+    control.ok(&["vss", "freeze", "--max", "600s"])?;
+    refused("vmmctl vss thaw")?;
+    control.ok(&["reset"])?;
+    vm.wait_agent()?;
+    let vss = control.service("vss")?;
+    ensure!(
+        vss["enabled"] == true,
+        "what was refused is done after a reset: {vss}"
+    );
+    // What was agreed is remembered.
+    control.ok(&["ic", "disable", "timesync"])?;
+    control.ok(&["reset"])?;
+    vm.wait_agent()?;
+    let timesync = control.service("timesync")?;
+    ensure!(timesync["enabled"] == false, "after a reset: {timesync}");
+
+    // The daemon dies, and the guest says again and again that it cannot thaw.
+    start(&mut vm)?;
+    control.ok(&["vss", "freeze", "--max", "2s"])?;
+    vm.sh_ok("kill -9 $(pidof hv_vss_daemon)")?;
+    until(&control, "unknown", READY)?;
+    refused("try again in")?;
+    let began = Instant::now();
+    while control.run(&["ic", "disable", "vss"])?.code != 0 {
+        ensure!(
+            began.elapsed() < Duration::from_secs(90),
+            "the guest keeps it for {:?}",
+            began.elapsed()
+        );
+        thread::sleep(Duration::from_secs(1));
+    }
+    // Whoever has it next thaws first. The daemon needs a device to open.
+    control.ok(&["ic", "enable", "vss"])?;
+    until(&control, "unknown", READY)?;
+    vm.sh_ok("until [ -e /dev/vmbus/hv_vss ]; do usleep 100000; done; hv_vss_daemon")?;
+    until(&control, "thawed", READY)?;
+    control.until_ready(&["vss"], READY)?;
+    control.ok(&["vss", "run", "--", "true"])?;
     vm.power_off()
 }

@@ -339,8 +339,9 @@ fn a_cancelled_copy_leaves_nothing_where_the_daemon_can_remove_it() {
                 let reply = linux.reply(script.take());
                 script.send(&reply);
             }
-            script.device.cancel(Ticket(ticket.0 + 1));
-            script.device.cancel(ticket);
+            let now = script.now;
+            script.device.cancel(now, Ticket(ticket.0 + 1));
+            script.device.cancel(now, ticket);
             script.poke();
             script.serve(&mut linux);
             let failure = script.end().unwrap_err();
@@ -359,7 +360,7 @@ fn a_file_that_was_not_to_be_overwritten_survives_a_cancel() {
     let mut script = Copying::copying(&mut linux);
     linux.files.insert("/tmp/old".into(), b"precious".to_vec());
     let ticket = script.begin(file("/tmp/old", 10)).unwrap();
-    script.device.cancel(ticket);
+    script.device.cancel(script.now, ticket);
     script.poke();
     script.serve(&mut linux);
     assert_eq!(script.end(), failure(FcopyError::Exists));

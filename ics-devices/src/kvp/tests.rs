@@ -516,6 +516,39 @@ fn nothing_happens_while_the_vm_is_paused() {
     script.serve(&mut daemon);
 }
 
+#[test]
+fn an_item_whose_user_is_gone_before_the_guest_has_it_is_taken_back() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    let ticket = script.ask(set("k", "v")).unwrap();
+    let late = daemon.reply(script.take());
+    script.device.cancel(script.now, ticket);
+    script.poke();
+    script.send(&late);
+    script.serve(&mut daemon);
+    script.advance(secs(6));
+    script.serve(&mut daemon);
+    assert!(daemon.pools[0].is_empty() && script.device.items().is_empty());
+}
+
+#[test]
+fn a_listing_that_is_cancelled_between_two_packets_leaves_nothing_behind() {
+    let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
+    script.does(&mut daemon, set("a", "1")).unwrap();
+    let ticket = script.ask(KvpRequest::List(Pool::External)).unwrap();
+    script.ring.refuses = Some(vmbus::host::SendError::Full);
+    let first = daemon.reply(script.take());
+    script.send(&first);
+    script.device.cancel(script.now, ticket);
+    script.ring.refuses = None;
+    script.poke();
+    assert_eq!(script.unread(), 0);
+    let listed = script.does(&mut daemon, KvpRequest::List(Pool::External));
+    let Ok(KvpAnswer::Items(listing)) = listed else {
+        panic!("{listed:?}");
+    };
+    assert_eq!(listing.items.len(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     /// Whatever is set and deleted, and whatever the guest refuses or is late

@@ -3,10 +3,10 @@
 
 use super::*;
 use crate::device::Ic;
-use crate::protocol::{Answer, BadAnswer, Protocol, Request};
+use crate::protocol::{Answer, BadAnswer, Deadline, Protocol, Request};
 use crate::script::{Script, answer, listed, millis, negotiated, secs};
 use crate::service::Service;
-use crate::slot::Slot;
+use crate::slot::{Requests, Slot, Ticket};
 use crate::status::ServiceState;
 
 /// The smallest service: sends a byte, and keeps what comes back. Like data
@@ -30,19 +30,19 @@ impl Protocol for Ask {
         self.slot.finish(Err(ServiceError::NotOpen));
     }
 
-    fn deadline(&self) -> Option<Duration> {
-        self.slot.deadline()
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(&self.slot)
     }
 
-    fn tick(&mut self, now: Duration) {
-        self.slot.expire(now);
+    fn requests_mut(&mut self) -> Option<&mut dyn Requests> {
+        Some(&mut self.slot)
     }
 
     fn request(&mut self, _: Duration, _: Versions, body: &mut Vec<u8>) -> Option<Request> {
         let (request, deadline) = self.slot.waiting()?;
         body.extend(request);
         Some(Request {
-            deadline: Some(deadline),
+            deadline: Deadline::User(deadline),
         })
     }
 
@@ -63,10 +63,6 @@ impl Protocol for Ask {
         self.slot.finish(Err(error));
     }
 
-    fn resumed(&mut self, now: Duration, slept: Duration) {
-        self.slot.postpone(now, slept);
-    }
-
     fn condition(&self, _: Duration) -> (ServiceState, String) {
         (ServiceState::Ready, "asks".into())
     }
@@ -80,9 +76,19 @@ impl AskScript {
     }
 
     /// Asks with 10 s of patience.
-    fn ask(&mut self, what: u8) {
+    fn ask(&mut self, what: u8) -> Ticket {
+        self.ask_within(what, secs(10))
+    }
+
+    fn ask_within(&mut self, what: u8, limit: Duration) -> Ticket {
         let slot = &mut self.device.protocol.slot;
-        slot.submit(self.now, secs(10), vec![what; 8]).unwrap();
+        let ticket = slot.submit(self.now, limit, vec![what; 8]).unwrap();
+        self.poke();
+        ticket
+    }
+
+    fn cancel(&mut self, ticket: Ticket) {
+        self.device.cancel(self.now, ticket);
         self.poke();
     }
 
@@ -336,7 +342,7 @@ fn a_request_that_is_not_even_read_means_that_the_daemon_is_gone() {
 #[test]
 fn a_pause_is_no_reason_to_call_a_request_unread() {
     let mut script = AskScript::asking();
-    script.ask(7);
+    script.ask_within(7, secs(3600));
     script.advance(millis(1_000));
     script.pause();
     script.advance(secs(60));
@@ -502,52 +508,114 @@ fn an_answer_without_its_body_is_bad_and_counted() {
 }
 
 #[test]
-fn deadlines_stand_still_while_the_vm_is_paused() {
+fn a_users_deadline_comes_while_the_vm_is_paused() {
     let mut script = AskScript::asking();
     script.ask(7);
-    script.take();
+    let late = script.take();
     script.advance(secs(9));
     script.pause();
-    assert_eq!(script.device.next_deadline(), None);
-    script.advance(secs(3600));
-    script.poke();
-    script.resume();
+    assert_eq!(script.device.next_deadline(), Some(script.now + secs(1)));
     script.advance(millis(999));
     assert_eq!(script.outcome(), None);
     script.advance(millis(1));
     assert_eq!(script.outcome(), Some(Err(ServiceError::Timeout)));
+    assert_eq!(script.device.next_deadline(), None);
+    // The guest answers when it goes on, and is asked the next.
+    script.resume();
+    script.ask(8);
+    assert_eq!(script.unread(), 0);
+    script.send(&answer(late, 0));
+    assert_eq!((script.unread(), script.device.counts().late), (1, 1));
 }
 
 #[test]
-fn nothing_is_sent_while_the_vm_is_paused() {
+fn a_request_that_waits_for_its_turn_ends_in_time_while_the_vm_is_paused() {
+    let mut script = AskScript::asking();
+    script.ask(7);
+    let late = script.take();
+    script.advance(secs(10));
+    script.outcome();
+    script.ask(8);
+    script.advance(secs(1));
+    script.pause();
+    script.advance(secs(9));
+    assert_eq!(script.outcome(), Some(Err(ServiceError::Unsent)));
+    script.resume();
+    script.send(&answer(late, 0));
+    assert_eq!(script.unread(), 0, "it is not sent any more");
+}
+
+#[test]
+fn nothing_can_be_asked_of_a_guest_that_is_paused() {
     let mut script = AskScript::asking();
     script.pause();
     script.pause();
-    script.ask(7);
+    let refused = script.device.admit().unwrap_err();
+    assert_eq!((refused.code(), refused.layer()), ("busy", "vm"));
+    assert_eq!(script.device.next_deadline(), None);
     script.advance(secs(100));
     assert_eq!(script.unread(), 0);
     script.resume();
     script.resume();
-    assert_eq!(script.unread(), 1);
-    let request = script.take();
-    script.advance(secs(9));
-    script.send(&answer(request, 0));
-    assert_eq!(script.outcome(), Some(Ok(7)));
+    assert!(script.device.admit().is_ok());
 }
 
 #[test]
-fn a_request_made_during_a_pause_has_its_time_from_the_resume_on() {
+fn nothing_that_waits_is_sent_while_the_vm_is_paused() {
     let mut script = AskScript::asking();
     script.pause();
-    script.advance(secs(3600));
     script.ask(7);
-    script.advance(secs(60));
+    assert_eq!(script.unread(), 0);
+    script.advance(secs(8));
     script.resume();
-    script.take();
-    script.advance(millis(9_999));
-    assert_eq!(script.outcome(), None);
-    script.advance(millis(1));
-    assert_eq!(script.outcome(), Some(Err(ServiceError::Timeout)));
+    assert_eq!(script.unread(), 1);
+}
+
+#[test]
+fn a_cancelled_request_that_waits_for_its_turn_is_never_sent() {
+    for paused in [false, true] {
+        let mut script = AskScript::asking();
+        script.ask(7);
+        let first = script.take();
+        script.advance(secs(10));
+        script.outcome();
+        let ticket = script.ask(8);
+        if paused {
+            script.pause();
+        }
+        script.cancel(Ticket(ticket.0 + 1));
+        script.cancel(ticket);
+        script.cancel(ticket);
+        script.resume();
+        script.send(&answer(first, 0));
+        assert_eq!((script.unread(), script.outcome()), (0, None));
+        script.ask(9);
+        assert_eq!(script.unread(), 1, "there is room for another");
+    }
+}
+
+#[test]
+fn the_answer_to_a_cancelled_request_is_nobodys() {
+    for paused in [false, true] {
+        let mut script = AskScript::asking();
+        let ticket = script.ask_within(7, secs(3600));
+        let late = script.take();
+        if paused {
+            script.pause();
+        }
+        script.cancel(ticket);
+        script.outcome();
+        // Whoever comes next does not wait for the first one's deadline.
+        script.resume();
+        script.ask(8);
+        script.send(&answer(late, 0));
+        assert_eq!(script.device.counts().late, 1);
+        let request = script.take();
+        script.send(&answer(request, 0));
+        assert_eq!(script.outcome(), Some(Ok(8)));
+        script.cancel(ticket);
+        assert_eq!(script.outcome(), None);
+    }
 }
 
 #[test]

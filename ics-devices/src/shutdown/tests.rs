@@ -212,3 +212,29 @@ fn a_channel_that_closes_ends_the_request() {
         Some(Outcome { ticket, result })
     );
 }
+
+#[test]
+fn an_abandoned_shutdown_that_was_not_sent_is_not_sent_after_a_pause() {
+    let mut script = ready((3, 2));
+    script.ask_for(ShutdownAction::Reboot).unwrap();
+    let owed = script.take();
+    script.advance(LIMIT);
+    script.outcome();
+    let ticket = script.ask_for(ShutdownAction::PowerOff).unwrap();
+    script.pause();
+    script.device.cancel(script.now, ticket);
+    script.resume();
+    script.send(&answer(owed, 0));
+    assert_eq!(script.unread(), 0);
+}
+
+#[test]
+fn a_shutdown_in_a_pause_is_refused_or_ends_in_its_own_time() {
+    let mut script = ready((3, 2));
+    script.ask_for(ShutdownAction::PowerOff).unwrap();
+    script.pause();
+    let refused = script.ask_for(ShutdownAction::PowerOff);
+    assert_eq!(refused, Err(ServiceError::Paused));
+    script.advance(LIMIT);
+    assert_eq!(script.outcome(), Some(Err(ServiceError::Timeout)));
+}

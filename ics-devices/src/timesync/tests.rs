@@ -247,10 +247,12 @@ fn a_sync_on_request_waits_for_the_sample_on_its_way() {
 #[test]
 fn a_request_while_a_sync_is_due_is_one_sync() {
     let (mut script, _) = ready((4, 0));
-    script.serve();
     script.pause();
-    script.sync_now().unwrap();
+    assert_eq!(script.sync_now(), Err(ServiceError::Paused));
     script.resume();
+    script.sync_now().unwrap();
+    assert_eq!(script.serve(), SYNC, "from before the pause");
+    assert_eq!(script.outcome(), None);
     assert_eq!(script.serve(), SYNC);
     assert!(script.outcome().unwrap().is_ok());
     assert_eq!(script.serve_for(5), [SAMPLE]);

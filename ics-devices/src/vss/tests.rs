@@ -268,23 +268,164 @@ fn a_channel_that_closes_while_frozen_is_thawed_when_it_opens_again() {
 }
 
 #[test]
-fn a_pause_does_not_count() {
+fn a_freeze_whose_deadline_comes_in_a_pause_is_thawed_as_soon_as_the_vm_goes_on() {
     let mut guest = Guest::default();
     let mut script = Backup::backup(&mut guest);
     script.does(&mut guest, FREEZE).unwrap();
     script.advance(secs(4));
     script.pause();
-    script.advance(secs(3600));
-    script.serve(&mut guest);
-    assert!(guest.frozen);
-    script.resume();
     assert_eq!(
         script.detail(),
         "file systems frozen for 4.0 s, thawed in 6.0 s"
     );
     script.advance(secs(6));
+    assert_eq!(
+        script.detail(),
+        "file systems frozen, thawed as soon as the VM goes on"
+    );
+    assert_eq!((script.unread(), script.device.expired()), (0, 0));
+    script.advance(secs(3600));
+    script.resume();
+    assert_eq!((script.unread(), script.device.expired()), (1, 1));
     script.serve(&mut guest);
     assert!(!guest.frozen);
+    assert_eq!(script.device.filesystems(), Filesystems::Thawed);
+}
+
+#[test]
+fn a_short_pause_leaves_a_freeze_its_deadline() {
+    let mut guest = Guest::default();
+    let mut script = Backup::backup(&mut guest);
+    script.does(&mut guest, FREEZE).unwrap();
+    script.advance(secs(4));
+    script.pause();
+    script.advance(secs(3));
+    script.resume();
+    assert_eq!(
+        script.detail(),
+        "file systems frozen for 7.0 s, thawed in 3.0 s"
+    );
+    script.advance(secs(3));
+    script.serve(&mut guest);
+    assert!(!guest.frozen);
+}
+
+#[test]
+fn a_thaw_asked_for_in_a_pause_is_busy_and_comes_when_the_vm_goes_on() {
+    let mut guest = Guest::default();
+    let mut script = Backup::backup(&mut guest);
+    script.does(&mut guest, FREEZE).unwrap();
+    script.pause();
+    assert_eq!(script.ask(VssRequest::Thaw), Err(ServiceError::Paused));
+    assert_eq!(script.ask(VssRequest::Check), Err(ServiceError::Paused));
+    script.resume();
+    script.serve(&mut guest);
+    assert!(!guest.frozen);
+    assert_eq!(script.device.expired(), 0, "its time was not up");
+}
+
+#[test]
+fn a_freeze_that_nobody_waits_for_any_more_is_thawed() {
+    // Before the check is answered, between it and the freeze, while it freezes.
+    for replies in 0..3 {
+        let mut guest = Guest::default();
+        let mut script = Backup::backup(&mut guest);
+        let ticket = script.ask(FREEZE).unwrap();
+        let mut late = None;
+        for reply in 0..replies {
+            let answer = guest.reply(script.take());
+            if reply == 1 {
+                late = Some(answer);
+            } else {
+                script.send(&answer);
+            }
+        }
+        script.device.cancel(script.now, ticket);
+        script.poke();
+        if let Some(late) = late {
+            assert!(guest.frozen);
+            script.send(&late);
+        }
+        script.serve(&mut guest);
+        script.advance(secs(1));
+        script.serve(&mut guest);
+        assert!(!guest.frozen, "{replies}");
+        assert_eq!(script.device.filesystems(), Filesystems::Thawed);
+        assert!(script.does(&mut guest, FREEZE).is_ok(), "{replies}");
+    }
+}
+
+#[test]
+fn whoever_froze_them_and_is_gone_needs_them_thawed() {
+    let mut guest = Guest::default();
+    let mut script = Backup::backup(&mut guest);
+    script.device.thaw_soon(script.now);
+    script.poke();
+    assert_eq!(script.unread(), 0, "nothing is frozen");
+    script.does(&mut guest, FREEZE).unwrap();
+    script.device.thaw_soon(script.now);
+    script.poke();
+    script.serve(&mut guest);
+    assert!(!guest.frozen);
+}
+
+#[test]
+fn the_service_is_needed_until_the_guest_has_thawed_or_had_the_time_to() {
+    let mut guest = Guest::default();
+    let mut script = Backup::backup(&mut guest);
+    let needed = |script: &Backup| script.device.needed(script.now);
+    assert_eq!(needed(&script), None);
+    script.ask(FREEZE).unwrap();
+    let check = guest.reply(script.take());
+    script.send(&check);
+    assert_eq!(needed(&script), Some(Needed::Frozen));
+    // It never answers: from the deadline on it is asked to thaw, as it were.
+    script.advance(MAX);
+    let left = THAW_PATIENCE;
+    assert_eq!(needed(&script), Some(Needed::Thawing { left }));
+    script.pause();
+    script.advance(secs(3600));
+    assert_eq!(needed(&script), Some(Needed::Thawing { left }));
+    script.resume();
+    script.advance(THAW_PATIENCE - millis(1));
+    let left = millis(1);
+    assert_eq!(needed(&script), Some(Needed::Thawing { left }));
+    // Nor does it help to close the channel, and to open it again.
+    script.close();
+    script.open();
+    script.negotiate((5, 0));
+    script.advance(millis(1));
+    assert_eq!(needed(&script), None);
+}
+
+#[test]
+fn a_guest_that_refuses_to_thaw_cannot_keep_the_service() {
+    let mut guest = Guest::default();
+    let mut script = Backup::backup(&mut guest);
+    script.does(&mut guest, FREEZE).unwrap();
+    assert_eq!(script.device.needed(script.now), Some(Needed::Frozen));
+    guest.daemon = false;
+    assert!(script.does(&mut guest, VssRequest::Thaw).is_err());
+    for _ in 0..THAW_PATIENCE.as_secs() {
+        assert!(script.device.needed(script.now).is_some());
+        script.advance(secs(1));
+        script.serve(&mut guest);
+    }
+    assert_eq!(script.device.needed(script.now), None);
+    assert!(guest.frozen);
+    // The next device begins with it, and a freeze is one of its own.
+    let device = Vss::new().thawing_first(Duration::ZERO);
+    let left = THAW_PATIENCE;
+    let needed = device.needed(Duration::ZERO);
+    assert_eq!(needed, Some(Needed::Thawing { left }));
+    assert_eq!(device.needed(THAW_PATIENCE), None, "nobody opens it");
+    let mut script = Script::ready(device, (5, 0));
+    guest.daemon = true;
+    script.serve(&mut guest);
+    assert!(!guest.frozen);
+    assert_eq!(script.device.filesystems(), Filesystems::Thawed);
+    script.does(&mut guest, FREEZE).unwrap();
+    assert_eq!(script.device.needed(script.now), Some(Needed::Frozen));
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod routes;
 pub mod server;
 pub mod socket;
 pub mod types;
+pub mod waiter;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use routes::Op;
 use types::{Answer, ApiError};
+use waiter::Waiter;
 
 /// An operation on its way to who can do it.
 #[derive(Debug)]
@@ -42,6 +44,7 @@ pub struct Reply {
     queue: Sender<(u64, Answer)>,
     bell: Arc<EventFd>,
     used: bool,
+    waiter: Waiter,
 }
 
 impl Reply {
@@ -52,7 +55,18 @@ impl Reply {
             queue,
             bell,
             used: false,
+            waiter: Waiter::new(),
         }
+    }
+
+    /// Whether the client still waits for it.
+    pub fn waiter(&self) -> &Waiter {
+        &self.waiter
+    }
+
+    /// The client has hung up, and what it asked for is not done: nobody is told.
+    pub fn abandon(mut self) {
+        self.used = true;
     }
 
     /// Answers.

@@ -3,10 +3,11 @@
 //!
 //! ```text
 //!  client ─► API thread ── push ─► Pipe ── take ─► bus thread ─► guest
-//!               ▲  room: its bell             data, or the client is gone: its bell
+//!               ▲  room: its bell             data: its bell
 //! ```
 //!
-//! Bounded: the client's socket is read as fast as the guest takes the data.
+//! Bounded: the client's socket is read as fast as the guest takes the data. That
+//! the client has hung up is the [`Waiter`](super::waiter::Waiter)'s to tell.
 
 use std::sync::Arc;
 
@@ -30,8 +31,6 @@ struct State {
     data: Vec<u8>,
     /// The guest takes data.
     ready: bool,
-    /// The client has gone, with or without having sent all.
-    closed: bool,
     /// Wakes the bus thread.
     bell: Option<Arc<EventFd>>,
 }
@@ -51,7 +50,6 @@ impl Pipe {
             size,
             data: Vec::new(),
             ready: false,
-            closed: false,
             bell: None,
         };
         Self {
@@ -81,13 +79,6 @@ impl Pipe {
         state.wake();
     }
 
-    /// The API thread: the client is gone.
-    pub fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        state.wake();
-    }
-
     /// The bus thread: wakes it from now on.
     pub fn set_bell(&self, bell: Arc<EventFd>) {
         self.state.lock().bell = Some(bell);
@@ -111,11 +102,6 @@ impl Pipe {
             let _ = self.bell.write(1);
         }
         taken
-    }
-
-    /// The bus thread: nobody will push any more.
-    pub fn is_closed(&self) -> bool {
-        self.state.lock().closed
     }
 }
 
@@ -149,8 +135,6 @@ mod tests {
         assert_eq!(pipe.take(4), b"0123");
         assert!(api.read().is_ok());
         assert_eq!(pipe.take(100), b"456789");
-        assert!(pipe.take(100).is_empty() && !pipe.is_closed());
-        pipe.close();
-        assert!(pipe.is_closed());
+        assert!(pipe.take(100).is_empty());
     }
 }

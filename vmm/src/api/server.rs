@@ -286,6 +286,7 @@ impl Server {
                                 expects,
                             });
                             let reply = Reply::new(id, self.sender.clone(), Arc::clone(&self.bell));
+                            client.waiting = Some(reply.waiter().guard());
                             let op = Op::Copy(file);
                             self.calls.send(Call { op, reply });
                         }
@@ -327,6 +328,7 @@ impl Server {
             Ok(Route::Op(op)) => {
                 client.state = State::Waiting(request.keep_alive);
                 let reply = Reply::new(id, self.sender.clone(), Arc::clone(&self.bell));
+                client.waiting = Some(reply.waiter().guard());
                 self.calls.send(Call { op, reply });
                 Ok(())
             }
@@ -360,7 +362,12 @@ impl Server {
                 _ => continue,
             };
             client.upload = None;
+            let waiting = client.waiting.take();
             let result = client.answer(answer, keep_alive);
+            // One that has hung up meanwhile has not got it.
+            if let (Ok(()), Some(waiting)) = (&result, waiting) {
+                waiting.answered();
+            }
             self.settle(id, result);
         }
         // The guest may take data now, or more of it.

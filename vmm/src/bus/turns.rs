@@ -259,6 +259,7 @@ impl Loop {
                     // What is open was asked before.
                     self.answer_as_known();
                     self.services.set_paused(&mut self.host, now, paused);
+                    self.sockets.set_paused(paused);
                 }
             }
         }

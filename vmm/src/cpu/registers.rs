@@ -173,7 +173,20 @@ pub struct Snapshot {
     pub cs: u16,
 }
 
+/// Where a CPU begins after INIT or RESET: the last 16 bytes below 4 GiB, in real mode.
+const INIT_RIP: u64 = 0xFFF0;
+const INIT_CS: u16 = 0xF000;
+
 impl Snapshot {
+    /// Whether these are the registers that INIT leaves, and so tell nothing of what
+    /// was before. The stack pointer tells it from a guest that runs there.
+    pub fn is_after_init(&self) -> bool {
+        self.rip == INIT_RIP
+            && self.cs == INIT_CS
+            && self.cr0 & CR0_PE == 0
+            && (self.rsp, self.rflags) == (0, RFLAGS)
+    }
+
     /// Takes them from a vCPU that is not running.
     pub fn take(vcpu: &VcpuFd, id: u32) -> KvmResult<Self> {
         let (regs, sregs): (kvm_regs, kvm_sregs) = (vcpu.get_regs()?, vcpu.get_sregs()?);
@@ -226,6 +239,58 @@ impl std::fmt::Display for Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_init_leaves_is_told_from_a_guests_registers() {
+        // As KVM leaves them: CD and NW stay, and RDX is the CPU's signature.
+        let init = Snapshot {
+            vcpu: 0,
+            rip: 0xFFF0,
+            rflags: 2,
+            rax: 0,
+            rbx: 0,
+            rcx: 0,
+            rdx: 0x0060_0F12,
+            rsi: 0,
+            rdi: 0,
+            rsp: 0,
+            rbp: 0,
+            cr0: 0x6000_0010,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            cs: 0xF000,
+        };
+        assert!(init.is_after_init());
+        let kernel = Snapshot {
+            rip: 0xFFFF_FFFF_8100_0000,
+            cs: 0x10,
+            cr0: 0x8005_0033,
+            ..init
+        };
+        assert!(!kernel.is_after_init());
+        assert!(
+            !Snapshot {
+                rsp: 0x7C00,
+                ..init
+            }
+            .is_after_init()
+        );
+        assert!(
+            !Snapshot {
+                cr0: 0x6000_0011,
+                ..init
+            }
+            .is_after_init()
+        );
+        assert!(
+            !Snapshot {
+                rflags: 0x46,
+                ..init
+            }
+            .is_after_init()
+        );
+    }
 
     #[test]
     fn the_boot_segments_are_flat_and_the_code_segment_is_64_bit() {

@@ -41,7 +41,8 @@ pub enum VcpuEvent {
     Power(PowerRequest),
     /// The guest told that it has crashed. It is still running.
     Crash(CrashReport, Option<Snapshot>),
-    /// The CPU shut down for want of a working exception handler.
+    /// The CPU shut down for want of a working exception handler. Its registers, if
+    /// they are still those of the fault.
     TripleFault(Option<Snapshot>),
     /// KVM cannot go on with this vCPU.
     Failed(String, Option<Snapshot>),
@@ -225,7 +226,14 @@ impl Vcpu {
                 }
             }
             Ok(VcpuExit::Hyperv) => self.hyperv_exit(),
-            Ok(VcpuExit::Shutdown) => Step::Stop(VcpuEvent::TripleFault(self.snapshot())),
+            Ok(VcpuExit::Shutdown) => {
+                // KVM for AMD has put the vCPU into the state after INIT by now: a
+                // shutdown leaves nothing defined in the VMCB.
+                let registers = self
+                    .snapshot()
+                    .filter(|registers| !registers.is_after_init());
+                Step::Stop(VcpuEvent::TripleFault(registers))
+            }
             Ok(
                 VcpuExit::MmioWrite(..)
                 | VcpuExit::Hlt

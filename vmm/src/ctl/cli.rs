@@ -117,10 +117,12 @@ pub enum Command {
     /// Reset the machine without asking the guest
     Reset,
     /// Stop the vCPUs; the guest's clocks stand still too
+    ///
+    /// What needs the guest is refused as busy meanwhile. Timeouts run on.
     Pause,
     /// Let them go on
     Resume,
-    /// Send a non-maskable interrupt to each vCPU
+    /// Send a non-maskable interrupt to each vCPU, unless the VM is paused
     Nmi,
     /// The integration services
     #[command(subcommand)]

@@ -4,7 +4,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -19,6 +19,8 @@ use crate::hvsocket::is_listening;
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Where more than the longest answer is announced, it is no VM's.
 const MAX_LENGTH: u64 = MAX_OUTPUT as u64;
+/// An answer that is ready comes within this time.
+const SHORTEST: Duration = Duration::from_millis(500);
 
 /// The VM's status without a look at the guest: for who does not want to know of its
 /// daemons.
@@ -28,6 +30,7 @@ pub const AS_KNOWN: &str = "/v1/vm?look=false";
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
+    /// How long an answer may take.
     patience: Duration,
 }
 
@@ -85,6 +88,15 @@ impl Client {
         }
     }
 
+    /// The same VM, whose answers are waited for until `end` and no longer: the
+    /// process may be stopped, or stuck.
+    #[must_use]
+    pub fn until(&self, end: Instant) -> Self {
+        let left = end.saturating_duration_since(Instant::now());
+        // None at all would be for ever.
+        self.within(left.clamp(SHORTEST, PATIENCE))
+    }
+
     /// Its control socket.
     pub fn path(&self) -> &Path {
         &self.path
@@ -112,7 +124,24 @@ impl Client {
     }
 
     fn ask(&self, method: &str, target: &str, body: &[u8]) -> Result<Value, CtlError> {
-        answer(&mut self.request(method, target, body)?)
+        answer(&mut self.request(method, target, body)?).map_err(|error| match error {
+            CtlError::Io(error) if is_late(&error) => CtlError::Timeout(format!(
+                "vmm did not answer within {} s: its process may be stopped, or stuck",
+                self.patience.as_secs_f64()
+            )),
+            error => error,
+        })
+    }
+
+    /// What happens from now on, behind what has happened.
+    pub fn events(&self) -> Result<Events, CtlError> {
+        let mut reader = self.request("GET", "/v1/events", &[])?;
+        let (status, length) = head(&mut reader)?;
+        if status != 200 {
+            body(&mut reader, status, length)?;
+        }
+        let line = String::new();
+        Ok(Events { reader, line })
     }
 
     /// Sends a body of `size` bytes while it is read, once the VM wants it.
@@ -204,9 +233,63 @@ impl Client {
     }
 }
 
+/// The stream of events.
+#[derive(Debug)]
+pub struct Events {
+    reader: BufReader<UnixStream>,
+    /// As far as it has come.
+    line: String,
+}
+
+/// What comes of waiting for an event.
+#[derive(Debug, PartialEq)]
+pub enum Next {
+    /// One.
+    Event(Value),
+    /// None in time.
+    Late,
+    /// There will be none any more.
+    End,
+}
+
+impl Events {
+    /// The next event, if it comes before `end`.
+    pub fn next(&mut self, end: Instant) -> Result<Next, CtlError> {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = left.max(Duration::from_millis(1));
+        self.reader.get_ref().set_read_timeout(Some(left))?;
+        match self.reader.read_line(&mut self.line) {
+            Err(error) if is_late(&error) => Ok(Next::Late),
+            // Whatever ended it: the process is gone.
+            Ok(0) | Err(_) => Ok(Next::End),
+            Ok(_) if !self.line.ends_with('\n') => Ok(Next::End),
+            Ok(_) => {
+                let line = std::mem::take(&mut self.line);
+                let event = serde_json::from_str(&line);
+                event
+                    .map(Next::Event)
+                    .map_err(|error| CtlError::Protocol(error.to_string()))
+            }
+        }
+    }
+}
+
+/// Nothing came within the socket's time.
+fn is_late(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
 /// Reads a whole answer.
 fn answer(reader: &mut impl BufRead) -> Result<Value, CtlError> {
     let (status, length) = head(reader)?;
+    body(reader, status, length)
+}
+
+/// Reads an answer's body.
+fn body(reader: &mut impl BufRead, status: u16, length: Option<u64>) -> Result<Value, CtlError> {
     let mut json = Vec::new();
     let length = length.unwrap_or(MAX_LENGTH);
     if length > MAX_LENGTH {

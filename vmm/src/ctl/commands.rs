@@ -9,16 +9,21 @@ use ics_devices::ServiceKind;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::cli::{Args, Command, Condition, Ic, Shutdown, Time};
+use super::cli::{Args, Command, Condition, Ic, Time};
 use super::client::{AS_KNOWN, Client};
-use super::{CtlError, connect, cp, forward, hvsocket, kvp, list, show, ssh, tell, vss};
-use crate::api::types::{PowerAction, PowerBody, ServicePatch, VmStatus};
+use super::shutdown::shutdown;
+use super::{CtlError, connect, cp, forward, hvsocket, kvp, list, show, ssh, vss};
+use crate::api::types::{PowerAction, PowerBody, ServiceEntry, ServicePatch, VmState, VmStatus};
 use crate::completions::completions;
 use crate::escape;
 use crate::man;
+use crate::services::RESUME;
 
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A status may wait so long for what the guest's daemons answer.
+const LOOK_AT_DAEMONS: Duration = Duration::from_secs(3);
 
 /// Runs a command.
 pub fn run(args: &Args) -> Result<(), CtlError> {
@@ -124,7 +129,7 @@ fn follow_lines(
     Ok(())
 }
 
-fn power(vm: &Client, body: &PowerBody, done: &str, json: bool) -> Result<(), CtlError> {
+pub(super) fn power(vm: &Client, body: &PowerBody, done: &str, json: bool) -> Result<(), CtlError> {
     let answer = vm.send("PUT", "/v1/vm/power", body)?;
     print(json, &answer, || Ok(format!("{done}\n")))
 }
@@ -159,18 +164,23 @@ fn wait(
         thread::sleep(LOOK);
     };
     loop {
-        let so = match vm.get("/v1/vm") {
-            Ok(status) => holds(condition, &parse(&status)?),
+        // Who only wants to know of the end has no use for a look at the daemons.
+        let target = match condition {
+            Condition::Stopped => AS_KNOWN,
+            _ => "/v1/vm",
+        };
+        let unmet = match vm.until(end + LOOK_AT_DAEMONS).get(target) {
+            Ok(status) => unmet(condition, &parse(&status)?),
             Err(error) if vm.is_there() => return Err(error),
-            Err(_) if *condition == Condition::Stopped => true,
+            Err(_) if *condition == Condition::Stopped => None,
             Err(error) => return Err(error),
         };
-        if so {
+        let Some(unmet) = unmet else {
             return Ok(());
-        }
+        };
         if Instant::now() >= end {
             return Err(CtlError::Timeout(format!(
-                "not so after {} s",
+                "condition not met within {} s: {unmet}",
                 limit.as_secs_f64()
             )));
         }
@@ -178,91 +188,50 @@ fn wait(
     }
 }
 
-fn holds(condition: &Condition, vm: &VmStatus) -> bool {
-    match condition {
+/// What the condition lacks; nothing if it is met.
+fn unmet(condition: &Condition, vm: &VmStatus) -> Option<String> {
+    let state = |service: &ServiceEntry| {
+        let detail = match service.detail.as_str() {
+            "" => String::new(),
+            detail => format!(" ({})", escape::line(detail)),
+        };
+        format!("{} is {}{detail}", service.name, service.state)
+    };
+    let what = match condition {
+        Condition::Ready if vm.vmbus.version.is_none() => {
+            "the guest is not connected to VMBus (is hv_vmbus loaded?)".into()
+        }
         Condition::Ready => {
-            // Hyper-V sockets have no driver whose readiness could be seen.
+            // Hyper-V sockets have no driver whose readiness could be seen, and a
+            // guest need not have the daemons.
             let vsock = ServiceKind::Vsock.name();
-            let services = vm.services.iter();
-            let mut enabled = services.filter(|one| one.enabled && one.name != vsock);
-            // A guest need not have the daemons.
             let is_up = |state: &str| matches!(state, "ready" | "no-daemon");
-            vm.vmbus.version.is_some() && enabled.all(|service| is_up(&service.state))
-        }
-        Condition::Heartbeat => vm.health == "ok",
-        Condition::Service(name) => {
-            let mut services = vm.services.iter();
-            services.any(|service| service.name == *name && service.state == "ready")
-        }
-        Condition::Stopped => false,
-    }
-}
-
-/// Asks the guest, tells what it says, and waits until it has done it.
-fn shutdown(vm: &Client, how: &Shutdown, json: bool) -> Result<(), CtlError> {
-    let action = if how.reboot {
-        PowerAction::Reboot
-    } else if how.hibernate {
-        PowerAction::Hibernate
-    } else {
-        PowerAction::Shutdown
-    };
-    let end = Instant::now() + how.timeout;
-    let timeout_ms = u64::try_from(how.timeout.as_millis()).unwrap_or(u64::MAX);
-    let body = PowerBody {
-        force: how.force,
-        timeout_ms,
-        ..PowerBody::of(action)
-    };
-    let ask = || {
-        let before: VmStatus = parse(&vm.get(AS_KNOWN)?)?;
-        let answer = vm.send("PUT", "/v1/vm/power", &body)?;
-        print(json, &answer, || Ok("accepted by the guest\n".into()))?;
-        wait_done(vm, action, before.resets, end)
-    };
-    let result = ask();
-    match result {
-        Ok(done) => {
-            say(json, done);
-            Ok(())
-        }
-        Err(error) if how.then_kill && vm.is_there() => {
-            tell(format_args!("{error}: ending the VM"));
-            let body = PowerBody {
-                as_shutdown: action == PowerAction::Shutdown,
-                ..PowerBody::of(PowerAction::Kill)
-            };
-            power(vm, &body, "ended", json)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn wait_done(
-    vm: &Client,
-    action: PowerAction,
-    resets: u64,
-    end: Instant,
-) -> Result<&'static str, CtlError> {
-    loop {
-        match vm.get(AS_KNOWN) {
-            Ok(status) => {
-                let status: VmStatus = parse(&status)?;
-                if action == PowerAction::Reboot && status.resets > resets {
-                    return Ok("rebooted");
-                }
+            let services = vm.services.iter();
+            let lacking = services
+                .filter(|one| one.enabled && one.name != vsock && !is_up(&one.state))
+                .map(state)
+                .collect::<Vec<_>>();
+            if lacking.is_empty() {
+                return None;
             }
-            Err(_) if !vm.is_there() => return Ok("stopped"),
-            // Between two machines nobody answers for a moment.
-            Err(CtlError::Api(_)) => {}
-            Err(error) => return Err(error),
+            lacking.join(", ")
         }
-        if Instant::now() >= end {
-            let message = "the guest accepted, and has not done it in time";
-            return Err(CtlError::Timeout(message.into()));
+        Condition::Heartbeat if vm.health == "ok" => return None,
+        Condition::Heartbeat => format!("the guest's health is {}", vm.health),
+        Condition::Service(name) => {
+            match vm.services.iter().find(|service| service.name == *name) {
+                Some(service) if service.state == "ready" => return None,
+                Some(service) => state(service),
+                None => format!("the VM does not know the service {name}"),
+            }
         }
-        thread::sleep(LOOK);
-    }
+        Condition::Stopped => "the VM has not ended".into(),
+    };
+    Some(if vm.state == VmState::Paused {
+        format!("{what}; the VM is paused{RESUME}")
+    } else {
+        what
+    })
 }
 
 /// Prints the answer as it is, or what it means to people.
@@ -279,12 +248,6 @@ pub(super) fn print(
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
-}
-
-fn say(json: bool, text: &str) {
-    if !json {
-        let _ = writeln!(stdout(), "{text}");
-    }
 }
 
 pub(super) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, CtlError> {
@@ -317,5 +280,41 @@ mod tests {
         assert!(matches!(said, Err(CtlError::Timeout(_))), "{said:?}");
         let said = wait(nobody, &Condition::Stopped, limit);
         assert!(said.is_ok(), "{said:?}");
+    }
+
+    fn status(state: &str, services: &[(&str, &str)]) -> VmStatus {
+        let services = services.iter().map(
+            |(name, state)| json!({"name": name, "enabled": true, "state": state, "detail": "why"}),
+        );
+        let status = json!({
+            "name": "t", "pid": 1, "state": state, "uptime_ms": 0, "resets": 0, "vcpus": 1,
+            "memory_mib": 1, "synic": "user", "health": "lost",
+            "vmbus": {"version": "5.3", "channels_open": 0, "violations": 0},
+            "services": services.collect::<Vec<_>>(),
+        });
+        serde_json::from_value(status).unwrap()
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let services = [("kvp", "no-daemon"), ("vss", "open"), ("vsock", "offered")];
+        let mut vm = status("running", &services);
+        let lacks = |condition, vm: &VmStatus| unmet(&condition, vm).unwrap_or_default();
+        let kvp = || Condition::Service("kvp".into());
+        assert_eq!(lacks(Condition::Ready, &vm), "vss is open (why)");
+        assert_eq!(lacks(kvp(), &vm), "kvp is no-daemon (why)");
+        assert_eq!(
+            lacks(Condition::Heartbeat, &vm),
+            "the guest's health is lost"
+        );
+        assert_eq!(lacks(Condition::Stopped, &vm), "the VM has not ended");
+        vm.state = VmState::Paused;
+        let said = lacks(Condition::Ready, &vm);
+        assert!(said.starts_with("vss is open (why); the VM is paused (vmmctl resume"));
+        vm.vmbus.version = None;
+        assert!(lacks(Condition::Ready, &vm).contains("not connected to VMBus"));
+        let vm = status("running", &[("kvp", "ready"), ("vss", "no-daemon")]);
+        assert_eq!(lacks(Condition::Ready, &vm), "");
+        assert_eq!(lacks(kvp(), &vm), "");
     }
 }

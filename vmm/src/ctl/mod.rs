@@ -14,6 +14,7 @@ pub mod kvp;
 mod list;
 mod running;
 mod show;
+mod shutdown;
 pub mod ssh;
 mod ssh_guard;
 pub mod tar;

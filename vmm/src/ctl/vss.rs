@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ use crate::cli::duration;
 
 /// Between two looks at the command and at signals.
 const LOOK: Duration = Duration::from_millis(20);
+/// An answer to a thaw comes within 35 s, whatever the guest does.
+const THAW_LIMIT: Duration = Duration::from_secs(40);
 /// A command that was told to end has so long to do it.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -92,6 +94,9 @@ pub fn run(vm: &Client, what: &Vss, json: bool) -> Result<(), CtlError> {
             print(json, &state, || {
                 let word = state["filesystems"].as_str().unwrap_or("unknown");
                 Ok(match state["thawed_in_ms"].as_u64() {
+                    Some(0) if state["paused"] == true => {
+                        format!("{word}; thaws as soon as the VM goes on (vmmctl resume)\n")
+                    }
                     Some(ms) => {
                         let left = Duration::from_millis(ms).as_secs_f64();
                         format!("{word}; thaws by itself in {left:.1} s\n")
@@ -106,11 +111,14 @@ pub fn run(vm: &Client, what: &Vss, json: bool) -> Result<(), CtlError> {
 
 fn freeze(vm: &Client, max: Duration) -> Result<Value, CtlError> {
     let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
-    vm.send("POST", "/v1/vss/freeze", &FreezeBody { max_ms })
+    // The answer comes at the deadline at the latest, whatever the guest does.
+    vm.until(Instant::now() + max + GRACE)
+        .send("POST", "/v1/vss/freeze", &FreezeBody { max_ms })
 }
 
 fn thaw(vm: &Client) -> Result<Value, CtlError> {
-    vm.send("POST", "/v1/vss/thaw", &json!({}))
+    vm.until(Instant::now() + THAW_LIMIT)
+        .send("POST", "/v1/vss/thaw", &json!({}))
 }
 
 fn was_frozen(thawed: &Value) -> bool {
@@ -134,7 +142,13 @@ fn around(vm: &Client, how: &Run) -> Result<(), CtlError> {
     } else {
         command(&how.command, &stop)
     };
-    let thawed = thaw(vm);
+    let thawed = thaw(vm).inspect_err(|error| {
+        // What has become of the command is told first.
+        if let Ok(status) = &status {
+            let _ = writeln!(io::stderr(), "vmmctl: the command has ended: {status}");
+        }
+        log::debug!("thawing: {error}");
+    });
     let status = status?;
     if !was_frozen(&thawed?) {
         return Err(CtlError::Some(format!(

@@ -2,12 +2,13 @@
 //! Data exchange, backup and file copy: what clients want of them, and what
 //! comes of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ics_devices::fcopy::{FcopyError, FcopyFailure};
-use ics_devices::kvp::{IpInfo, Key, Listing, Pool, Value};
+use ics_devices::fcopy::{FcopyError, FcopyFailure, FcopyProtocol};
+use ics_devices::kvp::{IpInfo, Key, KvpProtocol, Listing, Pool, Value};
+use ics_devices::vss::VssProtocol;
 use ics_devices::{
     Fcopy, Filesystems, Kvp, KvpAnswer, KvpRequest, NewFile, Outcome, Service, ServiceError,
     Ticket, Vss, VssAnswer, VssRequest,
@@ -16,11 +17,13 @@ use parking_lot::Mutex;
 use serde_json::json;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Bus, Services, api_error};
+use super::pending::Pending;
+use super::{Bus, Services, api_error, cancel};
 use crate::api::Reply;
 use crate::api::data::{FileCopy, IpEntry, ItemEntry, ItemList};
 use crate::api::pipe::Pipe;
 use crate::api::types::{Answer, ApiError, answer};
+use crate::api::waiter::Waiter;
 use crate::events::Event;
 
 /// The guest's own timer for its daemon is 30 s.
@@ -53,8 +56,11 @@ pub struct Data {
     items: Items,
     /// Wakes the bus thread when a client has sent more of a file.
     bell: Arc<EventFd>,
-    kvp: HashMap<Ticket, (KvpRequest, Reply)>,
-    vss: HashMap<Ticket, (VssRequest, Reply)>,
+    kvp: Pending<KvpRequest>,
+    vss: Pending<VssRequest>,
+    /// Who is told now that the file systems are frozen: if nobody is there to hear
+    /// it, they are thawed.
+    freezer: Option<Waiter>,
     file: Option<File>,
     told: Filesystems,
 }
@@ -66,6 +72,8 @@ struct File {
     path: String,
     pipe: Pipe,
     reply: Reply,
+    /// Its client has hung up, and the guest is told.
+    cancelled: bool,
 }
 
 impl Data {
@@ -73,9 +81,10 @@ impl Data {
     pub fn new(items: Items, bell: Arc<EventFd>) -> Self {
         Self {
             items,
+            kvp: Pending::new(&bell),
+            vss: Pending::new(&bell),
             bell,
-            kvp: HashMap::new(),
-            vss: HashMap::new(),
+            freezer: None,
             file: None,
             told: Filesystems::Thawed,
         }
@@ -90,21 +99,19 @@ impl Data {
         Kvp::new(external.lock().clone()).with_auto_external(auto_external.iter().cloned())
     }
 
+    /// Wakes the bus thread.
+    pub(super) fn bell(&self) -> &Arc<EventFd> {
+        &self.bell
+    }
+
     /// The service is taken back; who waits for it is told.
-    pub fn disabled(&mut self, service: Service) {
-        let error = || Err(api_error(service, ServiceError::Disabled));
+    pub(super) fn disabled(&mut self, service: Service, error: &ApiError) {
         match service {
-            Service::Kvp => self
-                .kvp
-                .drain()
-                .for_each(|(_, (_, reply))| reply.send(error())),
-            Service::Vss => self
-                .vss
-                .drain()
-                .for_each(|(_, (_, reply))| reply.send(error())),
+            Service::Kvp => self.kvp.refuse_all(error),
+            Service::Vss => self.vss.refuse_all(error),
             Service::Fcopy => {
                 if let Some(file) = self.file.take() {
-                    file.reply.send(error());
+                    file.reply.send(Err(error.clone()));
                 }
             }
             _ => {}
@@ -125,7 +132,7 @@ impl Services {
         });
         match result {
             Ok((relid, ticket)) => {
-                self.data.kvp.insert(ticket, (request, reply));
+                self.data.kvp.insert(ticket, request, reply);
                 host.poke(now, relid);
             }
             Err(error) => reply.send(Err(api_error(Service::Kvp, error))),
@@ -140,10 +147,10 @@ impl Services {
         });
         match result {
             Ok((relid, ticket)) => {
-                self.data.vss.insert(ticket, (request, reply));
+                self.data.vss.insert(ticket, request, reply);
                 host.poke(now, relid);
             }
-            Err(error) => reply.send(Err(api_error(Service::Vss, error))),
+            Err(error) => reply.send(Err(vss_error(request, error))),
         }
     }
 
@@ -159,6 +166,7 @@ impl Services {
         Ok(json!({
             "filesystems": filesystems(device.filesystems()),
             "thawed_in_ms": left,
+            "paused": device.is_paused(),
             "expired": device.expired(),
         }))
     }
@@ -188,11 +196,13 @@ impl Services {
         match result {
             Ok((relid, ticket)) => {
                 pipe.set_bell(Arc::clone(&self.data.bell));
+                reply.waiter().ring(Arc::clone(&self.data.bell));
                 self.data.file = Some(File {
                     ticket,
                     path,
                     pipe,
                     reply,
+                    cancelled: false,
                 });
                 host.poke(now, relid);
             }
@@ -201,6 +211,28 @@ impl Services {
                 reply.send(Err(copy_error(&path, FcopyFailure { error, partial })));
             }
         }
+    }
+
+    /// Cancels what was asked for by clients that have hung up.
+    pub(super) fn end_abandoned_data(&mut self, host: &mut Bus, now: Duration) {
+        cancel::<KvpProtocol>(host, now, &self.data.kvp.take_abandoned());
+        cancel::<VssProtocol>(host, now, &self.data.vss.take_abandoned());
+        if let Some(file) = &mut self.data.file
+            && file.reply.waiter().is_gone()
+            && !std::mem::replace(&mut file.cancelled, true)
+        {
+            // It stays until the guest has removed what it has of it.
+            cancel::<FcopyProtocol>(host, now, &[file.ticket]);
+        }
+        let freezer = self.data.freezer.take_if(|one| one.is_gone());
+        if freezer.is_some()
+            && let Some(relid) = host.find::<Vss>()
+            && let Some(device) = host.device_mut::<Vss>(relid)
+        {
+            device.thaw_soon(now);
+            host.poke(now, relid);
+        }
+        self.data.freezer.take_if(|one| one.is_answered());
     }
 
     /// Gives outcomes to those who wait for them.
@@ -217,8 +249,9 @@ impl Services {
         let Some(device) = host.device_mut::<Kvp>(relid) else {
             return;
         };
+        let mut told = Vec::new();
         while let Some(Outcome { ticket, result }) = device.take_outcome() {
-            let Some((request, reply)) = self.data.kvp.remove(&ticket) else {
+            let Some((request, reply)) = self.data.kvp.remove(ticket) else {
                 continue;
             };
             if result.is_ok()
@@ -227,10 +260,14 @@ impl Services {
             {
                 self.data.items.external.lock().clone_from(device.items());
             }
-            reply.send(match result {
+            let answer = match result {
                 Ok(done) => kvp_answer(&request, done),
                 Err(error) => Err(kvp_error(&request, error)),
-            });
+            };
+            told.push((reply, answer));
+        }
+        for (reply, answer) in told {
+            reply.send(self.told(answer));
         }
     }
 
@@ -253,11 +290,14 @@ impl Services {
             });
         }
         for Outcome { ticket, result } in outcomes {
-            if let Some((request, reply)) = self.data.vss.remove(&ticket) {
-                reply.send(match result {
+            if let Some((request, reply)) = self.data.vss.remove(ticket) {
+                if let Ok(VssAnswer::Frozen { .. }) = result {
+                    self.data.freezer = Some(reply.waiter().clone());
+                }
+                reply.send(self.told(match result {
                     Ok(done) => Ok(vss_answer(request, done)),
                     Err(error) => Err(vss_error(request, error)),
-                });
+                }));
             }
         }
     }
@@ -273,15 +313,7 @@ impl Services {
             return;
         };
         let mut poke = false;
-        if file.pipe.is_closed() && device.room() > 0 {
-            let rest = file.pipe.take(device.room());
-            poke = true;
-            if rest.is_empty() {
-                device.cancel(file.ticket);
-            } else {
-                device.push(now, &rest);
-            }
-        } else if device.progress().is_some_and(|progress| progress.started) {
+        if !file.cancelled && device.progress().is_some_and(|progress| progress.started) {
             file.pipe.set_ready();
             let data = file.pipe.take(device.room());
             if !data.is_empty() {
@@ -388,6 +420,9 @@ fn vss_answer(request: VssRequest, done: VssAnswer) -> serde_json::Value {
 
 fn vss_error(request: VssRequest, error: ServiceError) -> ApiError {
     let mut api = api_error(Service::Vss, error);
+    if request == VssRequest::Thaw && error == ServiceError::Paused {
+        api.message.push_str("; what is frozen thaws then");
+    }
     if matches!(request, VssRequest::Freeze { .. }) && matches!(error, ServiceError::Guest(_)) {
         api.message.push_str(
             "; a file system could not be frozen (the guest's log says which), and all \

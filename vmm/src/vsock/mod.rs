@@ -33,6 +33,7 @@ use vmbus::wire::{Guid, Relid, TlConnectRequest};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::memory::GuestMemory;
+use crate::services::RESUME;
 use crate::sys;
 use greeting::{Greeting, Heard, Wanted};
 use registry::{Registry, ServiceName};
@@ -121,6 +122,8 @@ struct Vsock {
     registry: Arc<Mutex<Registry>>,
     /// Connections are taken.
     enabled: bool,
+    /// The guest cannot take any.
+    paused: bool,
     epoll: Arc<Epoll>,
     /// The loop's token of the end 0.
     base: u64,
@@ -152,6 +155,7 @@ impl Vsock {
             settings,
             registry,
             enabled,
+            paused: false,
             epoll,
             base,
             next: 0,
@@ -277,6 +281,9 @@ impl Vsock {
     fn resolve(&self, wanted: Wanted) -> Result<Guid, String> {
         if !self.enabled {
             return Err("disabled: vsock is not enabled for this VM".into());
+        }
+        if self.paused {
+            return Err(format!("busy: the VM is paused{RESUME}"));
         }
         if self.connections.len() >= self.settings.max_connections {
             return Err("too many connections".into());

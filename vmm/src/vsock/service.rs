@@ -24,6 +24,7 @@ use crate::api::{Call, Op};
 use crate::events::{Event, EventHub};
 use crate::hvsocket::is_listening;
 use crate::memory::GuestMemory;
+use crate::services::SharedSet;
 
 type Bus = Host<GuestMemory>;
 
@@ -46,6 +47,8 @@ pub struct SocketSettings {
 pub struct Sockets {
     vsock: Result<Vsock, String>,
     registry: Arc<Mutex<Registry>>,
+    /// What is agreed on with clients, for the machine after a reset.
+    services: SharedSet,
     events: EventHub,
     told: ServiceState,
     window: Duration,
@@ -56,12 +59,13 @@ impl Sockets {
     /// Watches the listener as `listener`, and its ends as `base` and more.
     pub fn start(
         settings: &SocketSettings,
-        enabled: bool,
+        services: SharedSet,
         epoll: &Arc<Epoll>,
         (listener, base): (u64, u64),
         events: EventHub,
     ) -> io::Result<Self> {
         let registry = Arc::clone(&settings.registry);
+        let enabled = services.lock().contains(ServiceKind::Vsock);
         let vsock = match &settings.listener {
             Err(why) => Err(why.clone()),
             Ok(settings) => Ok(Vsock::start(
@@ -76,6 +80,7 @@ impl Sockets {
         Ok(Self {
             vsock,
             registry,
+            services,
             events,
             told: ServiceState::Disabled,
             window: Duration::ZERO,
@@ -87,6 +92,13 @@ impl Sockets {
     pub fn accept(&mut self, now: Duration) {
         if let Ok(vsock) = &mut self.vsock {
             vsock.accept(now);
+        }
+    }
+
+    /// The vCPUs stand still, or go on.
+    pub fn set_paused(&mut self, paused: bool) {
+        if let Ok(vsock) = &mut self.vsock {
+            vsock.paused = paused;
         }
     }
 
@@ -139,7 +151,15 @@ impl Sockets {
 
     fn set_enabled(&mut self, host: &mut Bus, now: Duration, enabled: bool) -> Answer {
         match &mut self.vsock {
-            Ok(vsock) => vsock.set_enabled(host, now, enabled),
+            Ok(vsock) => {
+                vsock.set_enabled(host, now, enabled);
+                let set = *self.services.lock();
+                *self.services.lock() = if enabled {
+                    set.with(ServiceKind::Vsock)
+                } else {
+                    set.without(ServiceKind::Vsock)
+                };
+            }
             Err(why) if enabled => {
                 let message = format!("vsock: this VM has no socket for it: {why}");
                 return Err(ApiError::new(501, "unsupported", "host", message));

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vmmctl shutdown`: guests that do it, refuse it, and ignore it.
 
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use super::{NAMES, boot_ready, load};
 use crate::ensure;
@@ -25,6 +28,12 @@ pub(crate) const CASES: &[Case] = &[
         "a guest that ignores the request is reported, and ended with --then-kill",
         ignored,
     ),
+    Case::new(
+        "shutdown-ended",
+        "vmmctl shutdown tells who has ended the VM, if it was not its guest",
+        ended,
+    )
+    .within(600),
 ];
 
 fn shutdown(context: &Context) -> Outcome {
@@ -104,6 +113,54 @@ fn refused(context: &Context) -> Outcome {
         "without the service: {ran:?}"
     );
     vm.power_off()
+}
+
+/// A guest that takes its time, and somebody who does not wait.
+fn ended(context: &Context) -> Outcome {
+    for (who, why, code) in [
+        ("kill", "ended by the API (kill)", 130),
+        ("TERM", "ended by SIGTERM", 130),
+        ("KILL", "ended without a word", -1),
+        ("--timeout", "vmm --timeout passed", 30),
+    ] {
+        let (mut vm, control) = boot_ready(context, |setup| {
+            let setup = setup.cmdline("agent.ignore-shutdown");
+            match who {
+                "--timeout" => setup.args(&["--timeout", "120s"]),
+                _ => setup,
+            }
+        })?;
+        let asked = control
+            .command(&["shutdown", "--timeout", "300s"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        control.until("stopping", Duration::from_secs(20), |vm| {
+            vm["state"] == "stopping"
+        })?;
+        match who {
+            "kill" => drop(control.ok(&["kill"])?),
+            "TERM" => vm.signal(Signal::TERM)?,
+            "KILL" => vm.signal(Signal::KILL)?,
+            _ => {}
+        }
+        let ran = asked.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        ensure!(
+            ran.status.code() == Some(1) && said.contains(why),
+            "vmmctl shutdown of a VM that {who} ended: {} {said}",
+            ran.status
+        );
+        ensure!(
+            ran.stdout == b"accepted by the guest\n",
+            "it said {:?}",
+            String::from_utf8_lossy(&ran.stdout)
+        );
+        if code >= 0 {
+            vm.expect_exit(code)?;
+        }
+    }
+    Ok(())
 }
 
 fn ignored(context: &Context) -> Outcome {

@@ -14,6 +14,7 @@ use super::super::http;
 use super::super::pipe::Pipe;
 use super::super::routes::Stream;
 use super::super::types::{Answer, ApiError, ErrorBody};
+use super::super::waiter::WaitGuard;
 use crate::audience::Watcher;
 use crate::escape;
 
@@ -38,6 +39,8 @@ pub(super) struct Client {
     pub(super) idle_since: Instant,
     watched: EventSet,
     pub(super) upload: Option<Upload>,
+    /// It waits for an answer, and what it asked for goes with it.
+    pub(super) waiting: Option<WaitGuard>,
     /// How many lines it still wants of what it follows.
     lines_left: u64,
     /// Lines that it was too slow for, and has not been told of.
@@ -52,12 +55,6 @@ pub(super) struct Upload {
     pub(super) left: u64,
     /// The client waits for leave to send it.
     pub(super) expects: bool,
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        self.pipe.close();
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +84,7 @@ impl Client {
             idle_since: Instant::now(),
             watched,
             upload: None,
+            waiting: None,
             lines_left: 0,
             lost: 0,
             watcher: None,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use serde_json::json;
@@ -41,8 +42,14 @@ fn fixture(name: &str) -> Fixture {
                 Op::Time => kept.push(call.reply),
                 Op::TimeSync => drop(call.reply),
                 // As long as an answer can be, and one byte more.
-                Op::VssState => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
+                Op::Services => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
                 Op::Hvsocket(_) => call.reply.send(Ok("x".repeat(MAX_ANSWER - 1).into())),
+                // How many have hung up of those that are kept.
+                Op::VssState => {
+                    let gone = kept.iter().filter(|one: &&Reply| one.waiter().is_gone());
+                    let gone = gone.count();
+                    call.reply.send(Ok(json!({"gone": gone})));
+                }
                 Op::Copy(file) => take_file(&file, call.reply),
                 op => call.reply.send(Ok(json!({"op": format!("{op:?}")}))),
             }
@@ -68,7 +75,7 @@ fn take_file(file: &data::FileCopy, reply: Reply) {
     let mut sum: u64 = 0;
     let mut closed = false;
     while taken < file.pipe.size() && !closed {
-        closed = file.pipe.is_closed();
+        closed = reply.waiter().is_gone();
         let part = file.pipe.take(7000);
         taken += part.len() as u64;
         sum += part.iter().map(|byte| u64::from(*byte)).sum::<u64>();
@@ -168,7 +175,7 @@ fn silent_and_waiting_clients_hold_up_nobody() {
 #[test]
 fn an_answer_is_as_long_as_may_wait_for_a_client_and_no_longer() {
     let fixture = fixture("long");
-    let (status, body) = fixture.ask("GET /v1/vss HTTP/1.1\r\n\r\n");
+    let (status, body) = fixture.ask("GET /v1/services HTTP/1.1\r\n\r\n");
     assert_eq!((status, body.len()), (200, MAX_ANSWER + 1));
     let (status, body) = fixture.ask("GET /v1/hvsocket/services HTTP/1.1\r\n\r\n");
     assert_eq!(status, 500);
@@ -177,7 +184,7 @@ fn an_answer_is_as_long_as_may_wait_for_a_client_and_no_longer() {
     let silent: Vec<_> = (0..MAX_CLIENTS)
         .map(|_| {
             let mut stream = fixture.connect();
-            let twice = "GET /v1/vss HTTP/1.1\r\n\r\n".repeat(2);
+            let twice = "GET /v1/services HTTP/1.1\r\n\r\n".repeat(2);
             stream.write_all(twice.as_bytes()).unwrap();
             stream
         })
@@ -246,11 +253,36 @@ fn clients_that_vanish_leave_nothing_behind() {
 }
 
 #[test]
+fn who_does_the_work_learns_of_a_client_that_has_hung_up() {
+    let fixture = fixture("hung-up");
+    let mut stays = fixture.connect();
+    let mut goes = fixture.connect();
+    for stream in [&mut stays, &mut goes] {
+        stream.write_all(b"GET /v1/time HTTP/1.1\r\n\r\n").unwrap();
+    }
+    // Half a close is none: it waits for its answer.
+    stays.shutdown(Shutdown::Write).unwrap();
+    let gone = || {
+        fixture
+            .ask("GET /v1/vss HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .1
+    };
+    thread::sleep(Duration::from_millis(200));
+    assert!(gone().contains("\"gone\":0"));
+    drop(goes);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !gone().contains("\"gone\":1") {
+        assert!(Instant::now() < end);
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn a_client_that_sends_half_a_close_still_gets_its_answer() {
     let fixture = fixture("half");
     let mut stream = fixture.connect();
     stream.write_all(STATUS.as_bytes()).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(answer_of(&mut BufReader::new(stream)).0, 200);
 }
 
@@ -424,7 +456,7 @@ fn files_without_a_length_or_a_name_are_refused() {
 }
 
 #[test]
-fn a_client_that_goes_in_the_middle_closes_its_pipe() {
+fn a_client_that_goes_in_the_middle_of_a_file_is_gone() {
     let fixture = fixture("gone-upload");
     let mut stream = fixture.connect();
     let head = upload("/new", 1000, "");

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::query::listed;
+
 /// `GET /v1/vm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
@@ -181,6 +183,9 @@ pub struct ApiError {
     /// The HTTP status.
     #[serde(skip, default = "default_status")]
     pub status: u16,
+    /// The methods that would do, where this one does not.
+    #[serde(skip)]
+    pub allow: &'static [&'static str],
 }
 
 fn default_status() -> u16 {
@@ -206,6 +211,16 @@ impl ApiError {
             message: message.into(),
             hresult: None,
             status,
+            allow: &[],
+        }
+    }
+
+    /// The path takes other methods.
+    pub fn method_not_allowed(path: &str, allow: &'static [&'static str], method: &str) -> Self {
+        let message = format!("{path} takes {}, not {method}", listed(allow, "or"));
+        Self {
+            allow,
+            ..Self::new(405, "method-not-allowed", "api", message)
         }
     }
 

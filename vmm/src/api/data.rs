@@ -18,6 +18,12 @@ use super::types::ApiError;
 
 pub use super::query::encoded;
 
+/// Addresses, and name servers, of an adapter: the longest texts of so many fit
+/// into the guest's field of 1024 bytes.
+const MAX_ADDRESSES: usize = 25;
+/// Gateways of an adapter: their field is half as long.
+const MAX_GATEWAYS: usize = 12;
+
 /// `POST /v1/files`: a file for the guest, as its query says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileCopy {
@@ -238,6 +244,17 @@ pub fn typed(text: &str, kind: ValueKind) -> Result<Value, String> {
 fn set_ip(request: &Request, adapter: &str) -> Result<KvpRequest, ApiError> {
     let adapter = parse_adapter(adapter)?;
     let body: IpBody = super::routes::body(request)?;
+    for (what, count, most) in [
+        ("addresses", body.addresses.len(), MAX_ADDRESSES),
+        ("gateways", body.gateways.len(), MAX_GATEWAYS),
+        ("dns", body.dns.len(), MAX_ADDRESSES),
+    ] {
+        if count > most {
+            return Err(ApiError::bad_request(format!(
+                "{what} has {count} addresses, and {most} are the most"
+            )));
+        }
+    }
     let addresses: Result<Vec<_>, ApiError> = body
         .addresses
         .iter()
@@ -389,6 +406,12 @@ mod tests {
             assert_eq!(find("PUT", path, body).unwrap_err().status, 400, "{body}");
         }
         assert_eq!(find("GET", "/v1/ip/eth0", "").unwrap_err().status, 400);
+        let longest = r#""ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/128","#;
+        for (count, taken) in [(25, true), (26, false)] {
+            let list = longest.repeat(count);
+            let body = format!(r#"{{"addresses":[{}]}}"#, list.trim_end_matches(','));
+            assert_eq!(find("PUT", path, &body).is_ok(), taken, "{count}");
+        }
     }
 
     #[test]

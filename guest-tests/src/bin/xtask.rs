@@ -94,7 +94,8 @@ enum Cmd {
     /// Fuzzes what parses a guest's or a user's bytes; what fails is kept under target/fuzz.
     Fuzz {
         /// Only this target: control_messages, ring, synic, kernel_image, kvp, vss, fcopy,
-        /// service_replies, tar, hvsock, ring_race, http or boot_tables
+        /// services, service_replies, tar, fetch, hvsock, vsock, hyperv, trace_decoder,
+        /// ring_race, http or boot_tables
         target: Option<String>,
         /// How long each target runs
         #[arg(long, default_value = "60", conflicts_with = "runs")]

@@ -32,6 +32,11 @@ pub fn config() -> PathBuf {
     ours().join("schemathesis.toml")
 }
 
+/// What it has to know of the API beyond the description.
+pub fn hooks() -> PathBuf {
+    ours().join("hooks.py")
+}
+
 /// What it makes requests from.
 pub fn description() -> PathBuf {
     paths::workspace().join("docs/openapi.json")

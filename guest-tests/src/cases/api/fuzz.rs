@@ -145,6 +145,7 @@ impl<'a> Keeper<'a> {
             .args(["--url", &format!("http://127.0.0.1:{}", self.relay.port())])
             .args(["--max-time", &length.as_secs().to_string()])
             .current_dir(&context.dir)
+            .env("SCHEMATHESIS_HOOKS", schemathesis::hooks())
             .env("XTASK_ENDS_UNTIL", until.as_secs().to_string())
             .env("NO_PROXY", "*")
             .env("PYTHONDONTWRITEBYTECODE", "1")

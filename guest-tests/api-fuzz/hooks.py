@@ -30,6 +30,7 @@ BEYOND_SCHEMA = re.compile(
     r"|bytes long in the guest's UTF-8, and \d+ are the most"
     r"|is no number of (32|64) bits"
     r"|a service's name"
+    r"|is a port or a GUID, not a name"
     r"|hv_fcopy_(uio_)?daemon"
     r"|is not percent-encoded UTF-8"
 )
@@ -71,9 +72,8 @@ def before_call(context, case, kwargs):
     for name in ("timeout_ms", "max_ms"):
         value = body.get(name)
         # Beyond what is allowed it is to be refused.
-        if isinstance(value, int) and LONGEST < value <= 900_000:
-            body[name] = LONGEST
-        if name == "timeout_ms" and isinstance(value, int) and 900_000 < value < 1 << 64:
+        most = {"timeout_ms": 1 << 64, "max_ms": 900_001}[name]
+        if isinstance(value, (int, float)) and LONGEST < value < most:
             body[name] = LONGEST
 
 

@@ -113,10 +113,10 @@ impl Description {
                 "const" => wanted == value,
                 "minimum" => !value.is_number() || number(value) >= number(wanted),
                 "maximum" => !value.is_number() || number(value) <= number(wanted),
-                "minLength" => length(value).is_none_or(|length| length >= number(wanted)),
-                "maxLength" => length(value).is_none_or(|length| length <= number(wanted)),
-                "minItems" => items(value).is_none_or(|count| count >= number(wanted)),
-                "maxItems" => items(value).is_none_or(|count| count <= number(wanted)),
+                "minLength" => !value.is_string() || length(value) >= wanted.as_u64(),
+                "maxLength" => !value.is_string() || length(value) <= wanted.as_u64(),
+                "minItems" => !value.is_array() || items(value) >= wanted.as_u64(),
+                "maxItems" => !value.is_array() || items(value) <= wanted.as_u64(),
                 "oneOf" => self.fitting(wanted, value, at) == 1,
                 "anyOf" => self.fitting(wanted, value, at) > 0,
                 "allOf" => {
@@ -161,14 +161,12 @@ fn number(value: &Value) -> Option<f64> {
 }
 
 /// Characters of a text.
-fn length(value: &Value) -> Option<Option<f64>> {
-    let characters = value.as_str()?.chars().count();
-    Some(u32::try_from(characters).ok().map(f64::from))
+fn length(value: &Value) -> Option<u64> {
+    u64::try_from(value.as_str()?.chars().count()).ok()
 }
 
-fn items(value: &Value) -> Option<Option<f64>> {
-    let items = value.as_array()?.len();
-    Some(u32::try_from(items).ok().map(f64::from))
+fn items(value: &Value) -> Option<u64> {
+    u64::try_from(value.as_array()?.len()).ok()
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -14,7 +14,7 @@ use super::http::Request;
 use super::pipe::Pipe;
 use super::query::{Query, decoded};
 use super::routes::{Op, split};
-use super::types::ApiError;
+use super::types::{ApiError, some, whole, whole_number};
 
 pub use super::query::encoded;
 
@@ -44,7 +44,12 @@ pub struct ItemBody {
     /// The value: text, or a number.
     pub value: serde_json::Value,
     /// How it is sent. Text as text and numbers as `u64` unless said.
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "type",
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub kind: Option<ValueKind>,
 }
 
@@ -124,7 +129,7 @@ pub struct IpBody {
 #[serde(deny_unknown_fields)]
 pub struct FreezeBody {
     /// After this long the file systems thaw by themselves.
-    #[serde(default = "default_freeze")]
+    #[serde(default = "default_freeze", deserialize_with = "whole")]
     pub max_ms: u64,
 }
 
@@ -210,14 +215,16 @@ fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpReq
 
 fn value(body: &ItemBody) -> Result<Value, ApiError> {
     let text = match &body.value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(number) if number.is_u64() => number.to_string(),
-        _ => {
-            return Err(ApiError::bad_request(
-                "the value is text, or a whole number from 0 to 18446744073709551615",
-            ));
-        }
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Number(number) => whole_number(number).map(|number| number.to_string()),
+        _ => None,
     };
+    let text = text.ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "the value is text, or a whole number from 0 to {}",
+            u64::MAX
+        ))
+    })?;
     let kind = body.kind.unwrap_or(if body.value.is_number() {
         ValueKind::U64
     } else {
@@ -343,12 +350,15 @@ mod tests {
         let value = |value| Ok(Op::Kvp(KvpRequest::Set(external, key.clone(), value)));
         assert_eq!(set(r#"{"value":"x"}"#), value(Value::text("x").unwrap()));
         assert_eq!(set(r#"{"value":7}"#), value(Value::U64(7)));
+        assert_eq!(set(r#"{"value":7.0}"#), value(Value::U64(7)));
         assert_eq!(set(r#"{"value":"7","type":"u32"}"#), value(Value::U32(7)));
         for body in [
             "",
             "{}",
             r#"{"value":null}"#,
             r#"{"value":-1}"#,
+            r#"{"value":7.5}"#,
+            r#"{"value":"web","type":null}"#,
             r#"{"value":1.5,"type":"string"}"#,
             r#"{"value":-1,"type":"string"}"#,
             r#"{"value":4294967296,"type":"u32"}"#,
@@ -425,6 +435,7 @@ mod tests {
         assert_eq!(freeze("{}"), max(10_000));
         assert_eq!(freeze(r#"{"max_ms":500}"#), max(500));
         assert_eq!(freeze(r#"{"max_ms":900000}"#), max(900_000));
+        assert_eq!(freeze(r#"{"max_ms":5e2}"#), max(500));
         for body in [r#"{"max_ms":0}"#, r#"{"max_ms":900001}"#] {
             assert_eq!(freeze(body).unwrap_err().code, "bad-request", "{body}");
         }

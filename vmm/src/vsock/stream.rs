@@ -39,6 +39,12 @@ pub struct Signs {
     readable: AtomicBool,
 }
 
+impl Default for Signs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Signs {
     /// Of a socket of which nothing is known.
     pub fn new() -> Self {
@@ -102,6 +108,7 @@ impl UnixEnd {
     }
 
     /// Its client waits for an answer about `name`.
+    #[must_use]
     pub fn answering(mut self, name: &str) -> Self {
         self.answer = format!("OK {name}\n");
         self

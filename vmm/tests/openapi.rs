@@ -109,12 +109,15 @@ fn nothing_else_exists_at_described_paths() {
     }
 }
 
+/// Bodies, and whether they are right.
+type Bodies = Vec<(bool, Value)>;
+
 #[test]
 fn what_the_description_forbids_the_router_refuses() {
     let long = "a".repeat(1024);
     let many = |count| vec!["10.0.0.1"; count];
     let max = |max: u64| json!({ "max_ms": max });
-    let cases: [(&str, &str, Vec<(bool, Value)>); 5] = [
+    let cases: [(&str, &str, Bodies); 5] = [
         (
             "PUT",
             "/v1/vm/power",

@@ -85,6 +85,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 .to_vec(),
         ),
         ("chunked", b"POST /v1/vss/freeze HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec()),
+        (
+            "absolute",
+            b"POST http://vm/v1/files?path=/a HTTP/1.1\r\nContent-Length: 1\r\n\r\nx".to_vec(),
+        ),
         ("long", b"GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n".to_vec()),
     ]
 }

@@ -13,9 +13,14 @@
 //! | `ring` | one pair of rings over arbitrary memory |
 //! | `synic` | MSRs, hypercalls, message slots, event flags |
 //! | `kvp`, `vss`, `fcopy` | a whole service on the bus, through the mock guest |
+//! | `services` | heartbeat, shutdown and time synchronisation in the same way |
 //! | `service_replies` | what parses their answers; its input is one |
 //! | `tar` | what reads the archive that a guest sends; its input is one |
+//! | `fetch` | what unpacks it into a directory |
 //! | `hvsock` | Hyper-V sockets on the bus, through the mock guest |
+//! | `vsock` | clients of the host at the Unix socket for them |
+//! | `hyperv` | synthetic MSRs, crash reports, the port to the bus thread |
+//! | `trace_decoder` | what shows traffic to users |
 //! | `kernel_image` | what a user gives as `--kernel`; its input is the file |
 //! | `ring_race` | the rings, while another thread overwrites them |
 //! | `http` | the control API's parser; its input is a connection's bytes |
@@ -32,9 +37,11 @@
 
 pub mod boot;
 pub mod control;
+pub mod fetch;
 pub mod guest;
 pub mod http;
 pub mod hvsock;
+pub mod hyperv;
 pub mod image;
 pub mod race;
 pub mod ring;
@@ -43,3 +50,5 @@ pub mod step;
 pub mod synic;
 pub mod tar;
 pub mod trace;
+pub mod trace_decoder;
+pub mod vsock;

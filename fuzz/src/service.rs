@@ -2,6 +2,8 @@
 //! A whole service on the bus, against a guest that answers as it likes; and
 //! what parses its answers, by itself.
 
+mod plain;
+
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use vmbus::wire::{ProtocolVersion, Relid, VpIndex};
 
 use crate::guest::{Guest, forget_what_was_reached};
 use crate::step::{Step, array, blob, steps, write_blob};
+pub use plain::{plain_seeds, run_plain};
 
 /// Something happens.
 #[derive(Clone, Debug, PartialEq, Eq)]

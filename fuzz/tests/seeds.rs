@@ -133,3 +133,33 @@ fn boot_tables() {
     use vmbus_fuzz::boot::{run, seeds};
     write_and_run_files("boot_tables", seeds(), run);
 }
+
+#[test]
+fn plain_services() {
+    use vmbus_fuzz::service::{plain_seeds, run_plain};
+    write_and_run_files("services", plain_seeds(), run_plain);
+}
+
+#[test]
+fn hyperv() {
+    use vmbus_fuzz::hyperv::{run, seeds};
+    write_and_run("hyperv", seeds(), run);
+}
+
+#[test]
+fn trace_decoder() {
+    use vmbus_fuzz::trace_decoder::{run, seeds};
+    write_and_run("trace_decoder", seeds(), run);
+}
+
+#[test]
+fn vsock() {
+    use vmbus_fuzz::vsock::{run, seeds};
+    write_and_run_files("vsock", seeds(), run);
+}
+
+#[test]
+fn fetch() {
+    // The archives of `tar`.
+    write_and_run_files("fetch", vmbus_fuzz::tar::seeds(), vmbus_fuzz::fetch::run);
+}

@@ -22,6 +22,8 @@ mod vmbus;
 mod vsock;
 mod vss;
 
+pub use api::FUZZ as API_FUZZ;
+
 use crate::suite::Case;
 
 /// All cases, in the order they are run.

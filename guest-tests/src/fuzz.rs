@@ -36,7 +36,7 @@ const fn target(name: &'static str, max_len: u32) -> Target {
 }
 
 /// The targets, in the order in which they are run.
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 18] = [
     target("control_messages", 512),
     target("ring", 512),
     target("synic", 512),
@@ -44,9 +44,14 @@ const TARGETS: [Target; 13] = [
     target("kvp", 512),
     target("vss", 512),
     target("fcopy", 512),
+    target("services", 512),
     target("service_replies", 8192),
     target("tar", 8192),
+    target("fetch", 8192),
     target("hvsock", 512),
+    target("vsock", 512),
+    target("hyperv", 512),
+    target("trace_decoder", 1024),
     target("ring_race", 512),
     target("http", 1024),
     target("boot_tables", 32),
@@ -81,7 +86,7 @@ impl std::fmt::Display for Budget {
 }
 
 /// The targets' names.
-pub fn names() -> [&'static str; 13] {
+pub fn names() -> [&'static str; 18] {
     TARGETS.map(|target| target.name)
 }
 
@@ -130,6 +135,9 @@ fn run(dir: &Path, target: Target, budget: Budget) -> Result<()> {
     }
     let seeds = paths::workspace().join("fuzz/corpus").join(name);
     std::fs::create_dir_all(&seeds).context(LAYER, seeds.display())?;
+    // Words that a target's inputs are made of, where it has them.
+    let words = format!("fuzz/dictionaries/{name}.dict");
+    let words = paths::workspace().join(words);
     say(format_args!("fuzzing {name} {budget} ..."));
     let begin = Instant::now();
     let mut child = Command::new(dir.join(TRIPLE).join(PROFILE).join(name))
@@ -146,6 +154,7 @@ fn run(dir: &Path, target: Target, budget: Budget) -> Result<()> {
             Budget::Runs(_) => "-use_counters=0",
         })
         .args(["-print_final_stats=1", "-timeout=20"])
+        .args(words.exists().then(|| format!("-dict={}", words.display())))
         .args([&found, &seeds])
         .stderr(Stdio::piped())
         .spawn()

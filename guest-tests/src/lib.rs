@@ -37,6 +37,7 @@ pub mod place;
 pub mod progress;
 pub mod rootfs;
 pub mod runner;
+pub mod schemathesis;
 pub mod suite;
 pub mod terminal;
 pub mod threat_model;

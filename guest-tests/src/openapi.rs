@@ -86,6 +86,12 @@ impl Description {
         schema.map_or(Ok(()), |schema| self.check(schema, body, "body"))
     }
 
+    /// How many of these schemas a value fits.
+    fn fitting(&self, schemas: &Value, value: &Value, at: &str) -> usize {
+        let all = list(schemas).iter();
+        all.filter(|one| self.check(one, value, at).is_ok()).count()
+    }
+
     fn resolve<'a>(&'a self, part: &'a Value) -> Result<&'a Value, String> {
         let Some(name) = part.get("$ref").and_then(Value::as_str) else {
             return Ok(part);
@@ -105,11 +111,19 @@ impl Description {
                 "type" => strings(wanted).iter().any(|name| is(name, value)),
                 "enum" => wanted.as_array().is_some_and(|all| all.contains(value)),
                 "const" => wanted == value,
-                "minimum" => value.is_null() || value.as_f64() >= wanted.as_f64(),
-                "oneOf" => {
-                    let all = wanted.as_array().map_or(&[][..], Vec::as_slice);
-                    let fit = all.iter().filter(|one| self.check(one, value, at).is_ok());
-                    fit.count() == 1
+                "minimum" => !value.is_number() || number(value) >= number(wanted),
+                "maximum" => !value.is_number() || number(value) <= number(wanted),
+                "minLength" => !value.is_string() || length(value) >= wanted.as_u64(),
+                "maxLength" => !value.is_string() || length(value) <= wanted.as_u64(),
+                "minItems" => !value.is_array() || items(value) >= wanted.as_u64(),
+                "maxItems" => !value.is_array() || items(value) <= wanted.as_u64(),
+                "oneOf" => self.fitting(wanted, value, at) == 1,
+                "anyOf" => self.fitting(wanted, value, at) > 0,
+                "allOf" => {
+                    for one in list(wanted) {
+                        self.check(one, value, at)?;
+                    }
+                    true
                 }
                 "required" => strings(wanted).iter().all(|name| value.get(name).is_some()),
                 "items" => {
@@ -129,7 +143,8 @@ impl Description {
                     }
                     true
                 }
-                "additionalProperties" | "description" | "default" => true,
+                // A pattern is checked by `cargo xtask test --api-fuzz` only.
+                "additionalProperties" | "description" | "default" | "pattern" => true,
                 other => return Err(format!("{at}: the rule {other} is not known here")),
             };
             if !good {
@@ -138,6 +153,24 @@ impl Description {
         }
         Ok(())
     }
+}
+
+/// A number that compares; those of an answer are small enough for it.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64()
+}
+
+/// Characters of a text.
+fn length(value: &Value) -> Option<u64> {
+    u64::try_from(value.as_str()?.chars().count()).ok()
+}
+
+fn items(value: &Value) -> Option<u64> {
+    u64::try_from(value.as_array()?.len()).ok()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[][..], Vec::as_slice)
 }
 
 /// Whether a path is what a template says.

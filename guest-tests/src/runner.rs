@@ -23,7 +23,7 @@ use crate::nest::{self, Nest, Options};
 use crate::place::{self, Place};
 use crate::progress::{say, step};
 use crate::tools::{CURL, SSH};
-use crate::{build, examples, kernels, paths, rootfs};
+use crate::{build, examples, kernels, paths, rootfs, schemathesis};
 use plan::Run;
 pub use plan::Wish;
 
@@ -47,13 +47,13 @@ pub fn test(wish: &Wish) -> Result<bool> {
     let mut tally = Tally::default();
     // A wish that cannot be had is told before anything is built.
     let runs = plan::plan(wish)?;
-    if !wish.guest_only {
+    if !wish.guest_only && wish.api_fuzz.is_none() {
         let (passed, failed) = host::cargo_test(wish.filter.as_deref())?;
         tally.passed += passed;
         tally.failed += failed;
     }
     if !runs.is_empty() {
-        guest_tests(&runs, wish.long, &mut tally)?;
+        guest_tests(&runs, wish, &mut tally)?;
     }
     if tally.retries > 0 {
         println!(
@@ -66,8 +66,11 @@ pub fn test(wish: &Wish) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
+fn guest_tests(runs: &[Run], wish: &Wish, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
+    if wish.api_fuzz.is_some() {
+        schemathesis::prepare()?;
+    }
     if runs.iter().any(|run| run.case.name == "api-curl") {
         CURL.require()?;
     }
@@ -114,7 +117,8 @@ fn guest_tests(runs: &[Run], long: bool, tally: &mut Tally) -> Result<()> {
     let ground = || Ground {
         suite: suite.clone(),
         vmm: vmm.clone(),
-        long,
+        long: wish.long,
+        minutes: wish.api_fuzz.unwrap_or(0),
         in_nest: place != Place::Here,
         nest: None,
     };
@@ -186,6 +190,8 @@ struct Ground {
     suite: PathBuf,
     vmm: PathBuf,
     long: bool,
+    /// For the case that is as long as is wished.
+    minutes: u64,
     in_nest: bool,
     nest: Option<Nest>,
 }
@@ -195,7 +201,7 @@ impl Ground {
     fn run(&mut self, run: &Run) -> Result<(u32, String)> {
         let argv = self.argv(run);
         let times = if self.long { LONG } else { 1 };
-        let limit = Duration::from_secs(run.case.limit * times);
+        let limit = Duration::from_secs(run.case.limit * times + self.minutes * 60);
         if !self.in_nest {
             return host::run(&argv, limit);
         }
@@ -219,6 +225,8 @@ impl Ground {
     fn doubt(&mut self, end: &Result<(u32, String)>) -> Option<String> {
         match end {
             _ if !self.in_nest => None,
+            // What it has found is to be seen, not whether it finds it again.
+            Ok(_) if self.minutes > 0 => None,
             Ok((0, _)) => None,
             Ok((_, output)) => {
                 self.nest = None;
@@ -243,6 +251,9 @@ impl Ground {
         }
         if self.long {
             argv.push("--long".into());
+        }
+        if self.minutes > 0 {
+            argv.extend(["--minutes".into(), self.minutes.to_string().into()]);
         }
         argv
     }

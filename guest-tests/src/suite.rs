@@ -87,6 +87,8 @@ pub struct Context {
     pub dir: PathBuf,
     /// Run things as often as it takes to find what is rare.
     pub long: bool,
+    /// How long the case `api-fuzz` takes.
+    pub minutes: u64,
 }
 
 impl Context {
@@ -103,6 +105,7 @@ impl Context {
             synic: None,
             dir,
             long: false,
+            minutes: 1,
         }
     }
 

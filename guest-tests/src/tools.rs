@@ -77,6 +77,13 @@ pub const SOCAT: Tool = Tool {
     why: "to try the documentation's examples",
 };
 
+/// Runs schemathesis.
+pub const PYTHON: Tool = Tool {
+    name: "python3",
+    package: "python3-venv",
+    why: "to run schemathesis against the control API",
+};
+
 /// Counts instructions.
 pub const VALGRIND: Tool = Tool {
     name: "valgrind",

@@ -109,28 +109,162 @@ fn nothing_else_exists_at_described_paths() {
     }
 }
 
+/// Bodies, and whether they are right.
+type Bodies = Vec<(bool, Value)>;
+
 #[test]
 fn what_the_description_forbids_the_router_refuses() {
+    let long = "a".repeat(1024);
+    let many = |count| vec!["10.0.0.1"; count];
+    let max = |max: u64| json!({ "max_ms": max });
+    let cases: [(&str, &str, Bodies); 5] = [
+        (
+            "PUT",
+            "/v1/vm/power",
+            vec![
+                (true, json!({"action": "nmi", "force": true})),
+                (true, json!({"action": "shutdown", "timeout_ms": u64::MAX})),
+                (false, json!({})),
+                (false, json!({"action": "explode"})),
+                (false, json!({"action": "kill", "more": 1})),
+                (false, json!({"action": "shutdown", "timeout_ms": -1})),
+                (false, json!({"action": "shutdown", "timeout_ms": "1"})),
+                (false, json!({"action": "shutdown", "force": 1})),
+            ],
+        ),
+        (
+            "PUT",
+            "/v1/kvp/{pool}/{key}",
+            vec![
+                (true, json!({"value": &long[1..]})),
+                (true, json!({"value": u64::MAX})),
+                (true, json!({"value": 7, "type": "string"})),
+                (true, json!({"value": "7", "type": "u32"})),
+                (false, json!({"value": long})),
+                (false, json!({"value": -1})),
+                (false, json!({"value": 1.5, "type": "string"})),
+                (false, json!({"value": true})),
+                (false, json!({"value": 1_u64 << 32, "type": "u32"})),
+                (false, json!({"value": "7", "type": "u16"})),
+                (false, json!({"type": "string"})),
+            ],
+        ),
+        (
+            "PUT",
+            "/v1/ip/{adapter}",
+            vec![
+                (true, json!({"dhcp": true})),
+                (true, json!({"dhcp": true, "gateways": many(12)})),
+                (false, json!({})),
+                (false, json!({"dhcp": false})),
+                (false, json!({"addresses": []})),
+                (false, json!({"dhcp": true, "gateways": many(13)})),
+                (false, json!({"dhcp": true, "dns": many(26)})),
+                (false, json!({"dhcp": true, "more": 1})),
+            ],
+        ),
+        (
+            "POST",
+            "/v1/vss/freeze",
+            vec![
+                (true, json!({})),
+                (true, max(1)),
+                (true, max(900_000)),
+                (false, max(0)),
+                (false, max(900_001)),
+                (false, json!({"max_ms": "1"})),
+            ],
+        ),
+        (
+            "PUT",
+            "/v1/hvsocket/services/{service}",
+            vec![
+                (true, json!({"name": "a".repeat(64)})),
+                (false, json!({"name": "a".repeat(65)})),
+                (false, json!({"name": ""})),
+                (false, json!({"name": 1})),
+                (false, json!({"name": "a", "more": 1})),
+            ],
+        ),
+    ];
     let description = description();
-    let power = |body: Value| {
+    for (method, path, bodies) in cases {
         let mut all = description.operations().into_iter();
-        let operation = all.find(|one| one.path == "/v1/vm/power").unwrap();
-        let described = description.check_body(&operation, &body).is_ok();
-        let taken = ask_router("PUT", "/v1/vm/power", &body).is_ok();
-        assert_eq!(described, taken, "{body}");
-        taken
-    };
-    assert!(power(json!({"action": "nmi", "force": true})));
-    for body in [
-        json!({}),
-        json!({"action": "explode"}),
-        json!({"action": "kill", "more": 1}),
-        json!({"action": "shutdown", "timeout_ms": -1}),
-        json!({"action": "shutdown", "timeout_ms": "1"}),
-        json!({"action": "shutdown", "force": 1}),
-    ] {
-        assert!(!power(body));
+        let operation = all
+            .find(|one| one.path == path && one.method == method)
+            .unwrap();
+        let (target, _) = examples(&operation).remove(0);
+        for (good, body) in bodies {
+            let described = description.check_body(&operation, &body).is_ok();
+            let taken = ask_router(method, &target, &body).is_ok();
+            assert_eq!((described, taken), (good, good), "{target} {body}");
+        }
     }
+}
+
+#[test]
+fn no_path_or_query_is_taken_that_is_not_described() {
+    for operation in description().operations() {
+        for (target, body) in examples(&operation) {
+            let separator = if target.contains('?') { '&' } else { '?' };
+            let target = format!("{target}{separator}surprise=1");
+            let result = ask_router(&operation.method, &target, &body);
+            assert_eq!(result, Err(400), "{} {target}", operation.method);
+        }
+        let about = &operation.about;
+        for parameter in about["parameters"].as_array().into_iter().flatten() {
+            let (name, schema) = (parameter["name"].as_str().unwrap(), &parameter["schema"]);
+            let has = |rule| schema.get(rule).is_some();
+            // Nothing about the free ones: what they are is said somewhere.
+            let told = has("enum") || has("minimum") || has("pattern") || has("anyOf");
+            assert!(told, "{} {name}", operation.path);
+        }
+    }
+}
+
+#[test]
+fn each_operation_declares_what_any_request_can_come_to() {
+    for operation in description().operations() {
+        let responses = operation.about["responses"].as_object().unwrap();
+        for status in ["200", "400", "411", "413", "431", "503"] {
+            assert!(
+                responses.contains_key(status),
+                "{} {}: {status}",
+                operation.method,
+                operation.path
+            );
+        }
+        assert!(!responses.contains_key("500"), "never on purpose");
+    }
+}
+
+#[test]
+fn a_status_comes_with_the_codes_that_belong_to_it_and_no_others() {
+    let description = description();
+    let check = |method, target, status, code| {
+        let body = json!({"error": {"code": code, "layer": "guest", "message": "why"}});
+        description.check_answer(method, target, status, &body)
+    };
+    for (status, code) in [
+        (502, "guest-error"),
+        (503, "no-daemon"),
+        (503, "gone"),
+        (504, "timeout"),
+    ] {
+        check("POST", "/v1/vss/freeze", status, code).unwrap();
+    }
+    for (status, code) in [
+        (500, "internal"),
+        (502, "internal"),
+        (502, "timeout"),
+        (503, "guest-error"),
+        (503, "surprise"),
+        (409, "gone"),
+    ] {
+        let checked = check("POST", "/v1/vss/freeze", status, code);
+        assert!(checked.is_err(), "{status} {code}");
+    }
+    check("POST", "/v1/files?path=/a", 507, "guest-error").unwrap();
 }
 
 #[test]
@@ -169,6 +303,8 @@ fn answers_are_as_described() {
         ("POST", "/v1/files", json!("x"), 400),
         ("POST", "/v1/files?path=name", json!("x"), 400),
         ("POST", "/v1/files?path=/a&mkdir=7", json!("x"), 400),
+        ("GET", "/v1/vm?look=banana", json!({}), 400),
+        ("GET", "/v1/time?x=1", json!({}), 400),
     ] {
         let (found, answer) = server.ask(method, target, &body);
         assert_eq!(found, status, "{method} {target}: {answer}");

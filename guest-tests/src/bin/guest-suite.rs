@@ -90,6 +90,9 @@ enum Cmd {
         /// As often as it takes to find what is rare
         #[arg(long)]
         long: bool,
+        /// How long the case api-fuzz takes
+        #[arg(long, default_value_t = 1)]
+        minutes: u64,
     },
 }
 
@@ -148,9 +151,15 @@ fn main() -> ExitCode {
             synic,
             vmm,
             long,
+            minutes,
         } => {
             let context = context(&case, &kernel, cpus, synic, vmm);
-            match context.and_then(|context| run(&case, &Context { long, ..context })) {
+            let with = |context| Context {
+                long,
+                minutes,
+                ..context
+            };
+            match context.and_then(|context| run(&case, &with(context))) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => {

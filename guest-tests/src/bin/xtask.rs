@@ -73,13 +73,29 @@ enum Cmd {
         /// Guest tests of what is rare in full: a million packets, 200 reloads
         #[arg(long)]
         long: bool,
+        /// Only the control API, for so many minutes under schemathesis (from PyPI)
+        ///
+        /// Eight workers make requests of all kinds from docs/openapi.json, power and
+        /// files included, to a VM with a guest and its daemons (bookworm unless
+        /// --kernel says otherwise). Each answer is held against the description.
+        #[arg(
+            long,
+            value_name = "MINUTES",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "30",
+            value_parser = clap::value_parser!(u64).range(1..),
+            conflicts_with_all = ["smoke", "long", "filter"]
+        )]
+        api_fuzz: Option<u64>,
         /// Only tests whose name contains this, e.g. `crash` or `boot sid`
         filter: Option<String>,
     },
     /// Fuzzes what parses a guest's or a user's bytes; what fails is kept under target/fuzz.
     Fuzz {
         /// Only this target: control_messages, ring, synic, kernel_image, kvp, vss, fcopy,
-        /// service_replies, tar, hvsock, ring_race, http or boot_tables
+        /// services, service_replies, tar, fetch, hvsock, vsock, hyperv, trace_decoder,
+        /// ring_race, http or boot_tables
         target: Option<String>,
         /// How long each target runs
         #[arg(long, default_value = "60", conflicts_with = "runs")]
@@ -137,6 +153,7 @@ fn main() -> ExitCode {
             smoke,
             guest_only,
             long,
+            api_fuzz,
             filter,
         } => {
             let wish = Wish {
@@ -145,6 +162,7 @@ fn main() -> ExitCode {
                 guest_only,
                 smoke,
                 long,
+                api_fuzz,
             };
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing)] // Of JSON: what is not there is null.
 
 mod examples;
+mod fuzz;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -43,7 +44,17 @@ pub(super) const CASES: &[Case] = &[
         hostile,
     )
     .once(),
+    Case::new(
+        FUZZ,
+        "schemathesis finds nothing in half an hour of power, files and everything else",
+        fuzz::fuzz,
+    )
+    .once()
+    .within(1200),
 ];
+
+/// The case that is run by `cargo xtask test --api-fuzz`, and only by it.
+pub const FUZZ: &str = "api-fuzz";
 
 /// What the API is said to be.
 pub(super) fn described() -> Outcome<Description> {

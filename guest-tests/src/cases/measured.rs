@@ -47,8 +47,7 @@ impl Measured {
     pub(super) fn of(vm: &mut Vm) -> Outcome<Self> {
         let relids = relids(vm)?;
         let process = format!("/proc/{}", vm.pid());
-        let maps = fs::read_to_string(format!("{process}/smaps"))?;
-        let (memory_kib, huge_kib) = own_memory(&maps);
+        let (memory_kib, huge_kib) = own_memory_of(vm.pid())?;
         Ok(Self {
             memory_kib,
             huge_kib,
@@ -76,6 +75,12 @@ pub(super) fn relids(vm: &mut Vm) -> Outcome<BTreeSet<u32>> {
     let ids = vm.sh("cat /sys/bus/vmbus/devices/*/id")?.stdout;
     let ids = ids.lines().filter_map(|id| id.trim().parse().ok());
     Ok(ids.collect())
+}
+
+/// KiB of a process' own memory, in small pages and in huge ones.
+pub(super) fn own_memory_of(pid: u32) -> Outcome<(u64, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    Ok(own_memory(&maps))
 }
 
 /// In small pages, and in huge ones.

@@ -22,6 +22,8 @@ pub struct Wish {
     pub smoke: bool,
     /// Everything as often as it takes to find what is rare.
     pub long: bool,
+    /// Only the control API under a fuzzer, for so many minutes.
+    pub api_fuzz: Option<u64>,
 }
 
 /// One case with one kernel.
@@ -41,13 +43,19 @@ impl fmt::Display for Run {
     }
 }
 
+/// What is fuzzed unless another is named: its daemons take files too.
+const FUZZED: &str = "bookworm";
+
 /// Cases that the short default leaves out, for the minutes that they take in
 /// the nest: a kernel's name or the case's runs them.
 const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"];
 
 /// All runs that the wish comes to.
 pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
-    let chosen = match wish.kernel.as_deref() {
+    let wished = wish
+        .api_fuzz
+        .map(|_| wish.kernel.as_deref().unwrap_or(FUZZED));
+    let chosen = match wished.or(wish.kernel.as_deref()) {
         None | Some("all") => None,
         Some(name) => Some(kernels::find(name)?.name),
     };
@@ -87,6 +95,8 @@ pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
             }
         }
     }
+    // Half an hour for one case: only who asks for it gets it.
+    runs.retain(|run| (run.case.name == cases::API_FUZZ) == wish.api_fuzz.is_some());
     if let Some(filter) = &wish.filter {
         runs.retain(|run| run.to_string().contains(filter.as_str()));
     }
@@ -121,6 +131,7 @@ mod tests {
             guest_only: true,
             smoke,
             long: false,
+            api_fuzz: None,
         };
         plan(&wish).unwrap().iter().map(Run::to_string).collect()
     }
@@ -162,6 +173,18 @@ mod tests {
         let both =
             ["kernel", "user"].map(|synic| format!("vmbus-connect trixie cpus=4 synic={synic}"));
         assert_eq!(runs, both);
+    }
+
+    #[test]
+    fn the_api_is_fuzzed_alone_and_only_on_demand() {
+        let all = planned(Some("all"), None, false);
+        assert!(!all.iter().any(|run| run.starts_with("api-fuzz")));
+        let wish = Wish {
+            api_fuzz: Some(30),
+            ..Wish::default()
+        };
+        let runs: Vec<_> = plan(&wish).unwrap().iter().map(Run::to_string).collect();
+        assert_eq!(runs, ["api-fuzz bookworm cpus=2"]);
     }
 
     #[test]

@@ -324,6 +324,11 @@ impl Vm {
         }
     }
 
+    /// How `vmm` has ended, if it has.
+    pub fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Sends `vmm` a signal.
     pub fn signal(&self, signal: Signal) -> Outcome {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);

@@ -252,3 +252,90 @@ fn all_limits_hold_together_and_are_given_back() {
     assert_eq!((table.len(), table.pages, table.unfinished), (0, 0, 0));
     assert!(table.channel_pages.is_empty());
 }
+
+#[test]
+fn a_channels_share_is_used_to_the_last_page_and_given_back() {
+    let memory = memory();
+    let mut table = GpadlTable::new();
+    let begin = |table: &mut GpadlTable, relid, gpadl, total| {
+        let header = GpadlHeader {
+            relid: Relid(relid),
+            ..header(gpadl, total, &[1])
+        };
+        table.begin(&memory, &header).map(drop)
+    };
+    // Eight lists of 8188 pages and one of the rest are a share, three shares are all.
+    let rest = u16::try_from(MAX_PAGES_PER_CHANNEL - 8 * 8188).unwrap();
+    for relid in 1..4 {
+        for list in 0..8 {
+            assert_eq!(begin(&mut table, relid, 10 * relid + list, 8188), Ok(()));
+        }
+        let full = Err(GpadlError::Limit("pages of a channel"));
+        assert_eq!(begin(&mut table, relid, 10 * relid + 8, rest + 1), full);
+        assert_eq!(begin(&mut table, relid, 10 * relid + 8, rest), Ok(()));
+        assert_eq!(begin(&mut table, relid, 10 * relid + 9, 1), full);
+    }
+    assert_eq!(table.pages, MAX_PAGES);
+    let all = Err(GpadlError::Limit("pages"));
+    assert_eq!(begin(&mut table, 4, 50, 1), all);
+    // What one gives back, it or another may have again, and no more.
+    assert_eq!(table.remove(Relid(2), GpadlId(28)), Ok(()));
+    let left = MAX_PAGES_PER_CHANNEL - usize::from(rest);
+    assert_eq!(table.channel_pages.get(&Relid(2)), Some(&left));
+    assert_eq!(begin(&mut table, 4, 50, rest + 1), all);
+    assert_eq!(begin(&mut table, 4, 50, rest), Ok(()));
+    table.remove_channel(Relid(4));
+    assert_eq!(begin(&mut table, 2, 28, rest), Ok(()));
+    assert_eq!(table.channel_pages.len(), 3);
+}
+
+#[test]
+fn a_list_that_waits_for_parts_counts_until_it_is_complete_or_gone() {
+    let memory = memory();
+    let mut table = GpadlTable::new();
+    let fill = |table: &mut GpadlTable, from: u32| {
+        (from..from + 100)
+            .filter(|gpadl| table.begin(&memory, &header(*gpadl, 2, &[1])) == UNFINISHED)
+            .count()
+    };
+    assert_eq!(fill(&mut table, 0), MAX_UNFINISHED_GPADLS);
+    let full = Err(GpadlError::Limit("unfinished lists"));
+    assert_eq!(table.begin(&memory, &header(500, 1, &[1])), full);
+    assert_eq!(table.extend(&memory, &body(0, &[2])), COMPLETE);
+    assert_eq!(table.remove(Relid(1), GpadlId(1)), Ok(()));
+    // A complete one counted no more.
+    assert_eq!(table.remove(Relid(1), GpadlId(0)), Ok(()));
+    assert_eq!(fill(&mut table, 1000), 2);
+}
+
+#[test]
+fn a_table_tells_what_is_in_it_until_it_is_cleared() {
+    let memory = memory();
+    let mut table = GpadlTable::new();
+    assert!(table.is_empty());
+    assert_eq!(table.begin(&memory, &header(7, 2, &[1])), UNFINISHED);
+    assert!(!table.is_empty());
+    assert_eq!(table.len(), 1);
+    assert_eq!(table.owner(GpadlId(7)), Some(Relid(1)));
+    assert_eq!(table.owner(GpadlId(8)), None);
+    table.clear();
+    assert_eq!((table.len(), table.pages, table.unfinished), (0, 0, 0));
+    assert_eq!(table.owner(GpadlId(7)), None);
+}
+
+#[test]
+fn neighbouring_pages_are_one_stretch() {
+    let memory = memory();
+    let mut table = GpadlTable::new();
+    let pfns = [4, 5, 9, 3, 2, 3];
+    assert_eq!(table.begin(&memory, &header(7, 6, &pfns)), COMPLETE);
+    let list = table.get(Relid(1), GpadlId(7)).unwrap();
+    let runs: Vec<_> = list.runs().map(|(at, len)| (at.0, len)).collect();
+    let wanted = [
+        (0x4000, 0x2000),
+        (0x9000, 0x1000),
+        (0x3000, 0x1000),
+        (0x2000, 0x2000),
+    ];
+    assert_eq!(runs, wanted);
+}

@@ -6,13 +6,26 @@ use std::time::Duration;
 
 use ics_devices::fcopy::Target;
 use ics_devices::kvp::{Adapter, IpConfig, Key, MAX_LISTED, Pool, Value};
+use ics_devices::vss::MAX_FREEZE;
 use ics_devices::{KvpRequest, VssRequest};
 use serde::{Deserialize, Serialize};
 
 use super::http::Request;
 use super::pipe::Pipe;
-use super::routes::Op;
-use super::types::ApiError;
+use super::query::{Query, decoded};
+use super::routes::{Op, split};
+use super::types::{ApiError, some, whole, whole_number};
+
+pub use super::query::encoded;
+
+/// Addresses, and name servers, of an adapter: the longest texts of so many fit
+/// into the guest's field of 1024 bytes.
+const MAX_ADDRESSES: usize = 25;
+/// Gateways of an adapter: their field is half as long.
+const MAX_GATEWAYS: usize = 12;
+
+/// What the query of a pool's listing may have in it.
+pub(super) const LIST_PARAMETERS: &[&str] = &["from"];
 
 /// `POST /v1/files`: a file for the guest, as its query says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +47,12 @@ pub struct ItemBody {
     /// The value: text, or a number.
     pub value: serde_json::Value,
     /// How it is sent. Text as text and numbers as `u64` unless said.
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "type",
+        default,
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub kind: Option<ValueKind>,
 }
 
@@ -114,7 +132,7 @@ pub struct IpBody {
 #[serde(deny_unknown_fields)]
 pub struct FreezeBody {
     /// After this long the file systems thaw by themselves.
-    #[serde(default = "default_freeze")]
+    #[serde(default = "default_freeze", deserialize_with = "whole")]
     pub max_ms: u64,
 }
 
@@ -151,76 +169,42 @@ pub fn route(request: &Request, parts: &[&str], method: &str) -> Option<Result<O
 }
 
 /// What a path of these services takes.
-pub fn allowed(parts: &[&str]) -> Option<&'static str> {
+pub fn methods(parts: &[&str]) -> Option<&'static [&'static str]> {
     Some(match parts {
-        ["v1", "kvp", _] | ["v1", "vss"] => "GET",
-        ["v1", "kvp", _, _] => "GET, PUT or DELETE",
-        ["v1", "ip", _] => "GET or PUT",
-        ["v1", "vss", "check" | "thaw" | "freeze"] | ["v1", "files"] => "POST",
+        ["v1", "kvp", _] | ["v1", "vss"] => &["GET"],
+        ["v1", "kvp", _, _] => &["GET", "PUT", "DELETE"],
+        ["v1", "ip", _] => &["GET", "PUT"],
+        ["v1", "vss", "check" | "thaw" | "freeze"] | ["v1", "files"] => &["POST"],
         _ => return None,
     })
 }
 
 /// Whether a request's body is to be passed on while it comes.
 pub fn is_upload(method: &str, target: &str) -> bool {
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
-    method == "POST" && path.trim_end_matches('/') == "/v1/files"
+    method == "POST" && split(target).0.trim_matches('/') == "v1/files"
 }
 
 /// `POST /v1/files?path=…&overwrite=…&mkdir=…`.
 pub fn upload(target: &str, pipe: Pipe) -> Result<FileCopy, ApiError> {
-    let (_, query) = target.split_once('?').unwrap_or((target, ""));
-    let (mut path, mut overwrite, mut mkdir) = (None, false, false);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
-        match name {
-            "path" => path = Some(decoded(value)?),
-            "overwrite" => overwrite = flag(name, value)?,
-            "mkdir" => mkdir = flag(name, value)?,
-            _ => {
-                return Err(ApiError::bad_request(format!(
-                    "the query has '{name}': there are path, overwrite and mkdir"
-                )));
-            }
-        }
-    }
-    let path = path.ok_or_else(|| ApiError::bad_request("the query needs a path"))?;
-    let target = Target::new(&path)
+    let query = Query::parse(split(target).1, &["path", "overwrite", "mkdir"])?;
+    let path = query
+        .text("path")
+        .ok_or_else(|| ApiError::bad_request("the query needs a path"))?;
+    let target = Target::new(path)
         .map_err(|error| ApiError::new(400, "bad-name", "api", error.to_string()))?;
     Ok(FileCopy {
         target,
-        overwrite,
-        mkdir,
+        overwrite: query.flag("overwrite", false)?,
+        mkdir: query.flag("mkdir", false)?,
         pipe,
     })
 }
 
-fn flag(name: &str, value: &str) -> Result<bool, ApiError> {
-    match value {
-        "true" | "1" | "" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(ApiError::bad_request(format!(
-            "{name} is true or false, not '{value}'"
-        ))),
-    }
-}
-
 fn list(request: &Request, pool: &str) -> Result<KvpRequest, ApiError> {
     let pool = parse_pool(pool)?;
-    let (_, query) = request.target.split_once('?').unwrap_or_default();
-    let mut from = 0;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let number = pair.strip_prefix("from=").ok_or_else(|| {
-            ApiError::bad_request(format!("the query has '{pair}': there is from=NUMBER"))
-        })?;
-        let valid = number.parse().ok().filter(|from| *from <= MAX_LISTED);
-        from = valid.ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "from: expected a number from 0 to {MAX_LISTED}, not '{number}'"
-            ))
-        })?;
-    }
-    Ok(KvpRequest::List(pool, from))
+    let query = Query::parse(split(&request.target).1, LIST_PARAMETERS)?;
+    let from = query.number_within("from", MAX_LISTED)?;
+    Ok(KvpRequest::List(pool, from.unwrap_or(0)))
 }
 
 fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpRequest, ApiError> {
@@ -235,10 +219,16 @@ fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpReq
 
 fn value(body: &ItemBody) -> Result<Value, ApiError> {
     let text = match &body.value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(number) => number.to_string(),
-        _ => return Err(ApiError::bad_request("the value is text or a number")),
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Number(number) => whole_number(number).map(|number| number.to_string()),
+        _ => None,
     };
+    let text = text.ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "the value is text, or a whole number from 0 to {}",
+            u64::MAX
+        ))
+    })?;
     let kind = body.kind.unwrap_or(if body.value.is_number() {
         ValueKind::U64
     } else {
@@ -265,6 +255,17 @@ pub fn typed(text: &str, kind: ValueKind) -> Result<Value, String> {
 fn set_ip(request: &Request, adapter: &str) -> Result<KvpRequest, ApiError> {
     let adapter = parse_adapter(adapter)?;
     let body: IpBody = super::routes::body(request)?;
+    for (what, count, most) in [
+        ("addresses", body.addresses.len(), MAX_ADDRESSES),
+        ("gateways", body.gateways.len(), MAX_GATEWAYS),
+        ("dns", body.dns.len(), MAX_ADDRESSES),
+    ] {
+        if count > most {
+            return Err(ApiError::bad_request(format!(
+                "{what} has {count} addresses, and {most} are the most"
+            )));
+        }
+    }
     let addresses: Result<Vec<_>, ApiError> = body
         .addresses
         .iter()
@@ -287,13 +288,20 @@ fn freeze(request: &Request) -> Result<VssRequest, ApiError> {
     } else {
         super::routes::body(request)?
     };
-    Ok(VssRequest::Freeze {
-        max: Duration::from_millis(body.max_ms),
-    })
+    let max = Duration::from_millis(body.max_ms);
+    if max.is_zero() || max > MAX_FREEZE {
+        return Err(ApiError::bad_request(format!(
+            "max_ms is a number from 1 to {}, not {}",
+            MAX_FREEZE.as_millis(),
+            body.max_ms
+        )));
+    }
+    Ok(VssRequest::Freeze { max })
 }
 
 fn parse_pool(name: &str) -> Result<Pool, ApiError> {
-    name.parse::<Pool>()
+    decoded(name)?
+        .parse::<Pool>()
         .map_err(|error| ApiError::new(404, "not-found", "api", error.to_string()))
 }
 
@@ -305,39 +313,6 @@ fn parse_adapter(text: &str) -> Result<Adapter, ApiError> {
 #[allow(clippy::needless_pass_by_value)]
 fn bad(error: impl ToString) -> ApiError {
     ApiError::bad_request(error.to_string())
-}
-
-/// Text with its `%XX` put right.
-pub fn decoded(text: &str) -> Result<String, ApiError> {
-    let wrong = || ApiError::bad_request(format!("'{text}' is not percent-encoded UTF-8"));
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16);
-            let value = digit().zip(digit()).map(|(high, low)| high * 16 + low);
-            let value = value.and_then(|value| u8::try_from(value).ok());
-            bytes.push(value.ok_or_else(wrong)?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
-}
-
-/// Text for a path or a query.
-pub fn encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -379,12 +354,17 @@ mod tests {
         let value = |value| Ok(Op::Kvp(KvpRequest::Set(external, key.clone(), value)));
         assert_eq!(set(r#"{"value":"x"}"#), value(Value::text("x").unwrap()));
         assert_eq!(set(r#"{"value":7}"#), value(Value::U64(7)));
+        assert_eq!(set(r#"{"value":7.0}"#), value(Value::U64(7)));
         assert_eq!(set(r#"{"value":"7","type":"u32"}"#), value(Value::U32(7)));
         for body in [
             "",
             "{}",
             r#"{"value":null}"#,
             r#"{"value":-1}"#,
+            r#"{"value":7.5}"#,
+            r#"{"value":"web","type":null}"#,
+            r#"{"value":1.5,"type":"string"}"#,
+            r#"{"value":-1,"type":"string"}"#,
             r#"{"value":4294967296,"type":"u32"}"#,
             r#"{"value":"x","type":"u64"}"#,
         ] {
@@ -440,6 +420,12 @@ mod tests {
             assert_eq!(find("PUT", path, body).unwrap_err().status, 400, "{body}");
         }
         assert_eq!(find("GET", "/v1/ip/eth0", "").unwrap_err().status, 400);
+        let longest = r#""ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/128","#;
+        for (count, taken) in [(25, true), (26, false)] {
+            let list = longest.repeat(count);
+            let body = format!(r#"{{"addresses":[{}]}}"#, list.trim_end_matches(','));
+            assert_eq!(find("PUT", path, &body).is_ok(), taken, "{count}");
+        }
     }
 
     #[test]
@@ -452,6 +438,11 @@ mod tests {
         assert_eq!(freeze(""), max(10_000));
         assert_eq!(freeze("{}"), max(10_000));
         assert_eq!(freeze(r#"{"max_ms":500}"#), max(500));
+        assert_eq!(freeze(r#"{"max_ms":900000}"#), max(900_000));
+        assert_eq!(freeze(r#"{"max_ms":5e2}"#), max(500));
+        for body in [r#"{"max_ms":0}"#, r#"{"max_ms":900001}"#] {
+            assert_eq!(freeze(body).unwrap_err().code, "bad-request", "{body}");
+        }
     }
 
     #[test]
@@ -466,6 +457,9 @@ mod tests {
             "?path=/a/&mkdir",
             "?path=/a&x=1",
             "?path=/a&mkdir=7",
+            "?path=/a&mkdir=1",
+            "?path=/a&mkdir",
+            "?path=/a&path=/b",
         ] {
             let error = upload(&format!("/v1/files{query}"), pipe.clone()).unwrap_err();
             assert_eq!(error.status, 400, "{query}");

@@ -4,6 +4,8 @@
 //!
 //! Pure: bytes in, requests out.
 
+use std::borrow::Cow;
+
 use httparse::{EMPTY_HEADER, Status};
 
 use super::data::is_upload;
@@ -20,7 +22,7 @@ const MAX_HEADERS: usize = 64;
 pub struct Request {
     /// `GET`, `PUT`, …
     pub method: String,
-    /// The target as it came: path and query.
+    /// The target: path and query.
     pub target: String,
     /// The body.
     pub body: Vec<u8>,
@@ -90,6 +92,8 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HttpError> {
     let (Some(method), Some(target)) = (head.method, head.path) else {
         return Err(HttpError::Malformed);
     };
+    let target = origin_form(target);
+    let target = target.as_ref();
     let mut fields = Fields {
         keep_alive: head.version == Some(1),
         ..Fields::default()
@@ -131,6 +135,23 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HttpError> {
         },
         end,
     ))
+}
+
+/// A target as path and query. A client that takes the socket for a proxy sends
+/// a whole URL, which a server has to take as well (RFC 9112, 3.2.2); whatever
+/// host it names, it is this one.
+fn origin_form(target: &str) -> Cow<'_, str> {
+    const SCHEME: &str = "http://";
+    let scheme = target.get(..SCHEME.len());
+    if !scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME)) {
+        return target.into();
+    }
+    let rest = target.get(SCHEME.len()..).unwrap_or_default();
+    let host = rest.find(['/', '?']).unwrap_or(rest.len());
+    match rest.get(host..).unwrap_or_default() {
+        path if path.starts_with('/') => path.into(),
+        query => format!("/{query}").into(),
+    }
 }
 
 /// The header fields that matter.
@@ -176,21 +197,25 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub const STREAM: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n";
 
-/// A whole answer of one JSON value.
-pub fn response(status: u16, json: &[u8], keep_alive: bool) -> Vec<u8> {
-    whole(status, "application/json", json, keep_alive)
+/// A whole answer of one JSON value. `allow` are the methods that would do.
+pub fn response(status: u16, json: &[u8], allow: &[&str], keep_alive: bool) -> Vec<u8> {
+    whole(status, "application/json", json, allow, keep_alive)
 }
 
 /// A whole answer of one JSON value a line.
 pub fn lines(json: &[u8], keep_alive: bool) -> Vec<u8> {
-    whole(200, "application/x-ndjson", json, keep_alive)
+    whole(200, "application/x-ndjson", json, &[], keep_alive)
 }
 
-fn whole(status: u16, kind: &str, body: &[u8], keep_alive: bool) -> Vec<u8> {
+fn whole(status: u16, kind: &str, body: &[u8], allow: &[&str], keep_alive: bool) -> Vec<u8> {
     let connection = if keep_alive { "keep-alive" } else { "close" };
+    let allow = match allow {
+        [] => String::new(),
+        some => format!("Allow: {}\r\n", some.join(", ")),
+    };
     let mut bytes = format!(
         "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
-         Connection: {connection}\r\n\r\n",
+         {allow}Connection: {connection}\r\n\r\n",
         reason(status),
         body.len(),
     )
@@ -254,6 +279,33 @@ mod tests {
     fn a_client_may_ask_before_it_sends_a_body() {
         let head = b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2000\r\n\r\n";
         assert_eq!(parse(head), Ok(Parsed::Partial(true)));
+    }
+
+    #[test]
+    fn a_whole_url_is_as_good_as_a_path() {
+        let target = |target: &str| {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: vm\r\n\r\n");
+            match parse(head.as_bytes()) {
+                Ok(Parsed::Whole(request, _)) => request.target,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (url, path) in [
+            ("http://vm/v1/vm", "/v1/vm"),
+            ("HTTP://vm:80/v1/vm?look=false", "/v1/vm?look=false"),
+            ("http://vm", "/"),
+            ("http://vm?look=false", "/?look=false"),
+            ("http://[::1]:80/a?b=http://c/d", "/a?b=http://c/d"),
+            ("/v1/http://vm", "/v1/http://vm"),
+            ("https://vm/v1/vm", "https://vm/v1/vm"),
+        ] {
+            assert_eq!(target(url), path, "{url}");
+        }
+        let upload = b"POST http://vm/v1/files?path=/a HTTP/1.1\r\nContent-Length: 5\r\n\r\n";
+        assert!(matches!(
+            parse(upload),
+            Ok(Parsed::Head { request, .. }) if request.target == "/v1/files?path=/a"
+        ));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Routes of the registry of Hyper-V socket services.
 
-use super::data::decoded;
 use super::http::Request;
+use super::query::decoded;
 use super::routes::{Op, body};
 use super::types::ApiError;
 use crate::vsock::registry::{HvsocketBody, HvsocketRequest, parse_service};
@@ -19,10 +19,10 @@ pub fn route(request: &Request, parts: &[&str], method: &str) -> Option<Result<O
 }
 
 /// What a path takes.
-pub fn allowed(parts: &[&str]) -> Option<&'static str> {
+pub fn methods(parts: &[&str]) -> Option<&'static [&'static str]> {
     match parts {
-        ["v1", "hvsocket", "services"] => Some("GET"),
-        ["v1", "hvsocket", "services", _] => Some("PUT or DELETE"),
+        ["v1", "hvsocket", "services"] => Some(&["GET"]),
+        ["v1", "hvsocket", "services", _] => Some(&["PUT", "DELETE"]),
         _ => None,
     }
 }

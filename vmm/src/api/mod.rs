@@ -13,6 +13,7 @@ pub mod data;
 pub mod http;
 pub mod hvsocket;
 pub mod pipe;
+pub mod query;
 pub mod routes;
 pub mod server;
 pub mod socket;

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use super::data::{self, FileCopy};
 use super::http::Request;
 use super::hvsocket;
+use super::query::{Query, decoded};
 use super::types::{ApiError, PowerBody, ServicePatch};
 use crate::vsock::registry::HvsocketRequest;
 
@@ -42,8 +43,8 @@ pub enum Op {
 pub enum Route {
     /// An operation with one answer.
     Op(Op),
-    /// `GET /v1/events?follow=false`: those so far.
-    Past,
+    /// `GET /v1/events?follow=false`: those so far, or so many of them.
+    Past(Option<u64>),
     /// A stream of what comes, to the client's end or for so many lines.
     Stream(Stream, Option<u64>),
 }
@@ -57,74 +58,76 @@ pub enum Stream {
     Trace,
 }
 
-/// Finds the route of a request.
+/// Finds the route of a request: first whether there is such a path, then whether it
+/// takes the method, then whether the query has nothing but what it takes.
 pub fn route(request: &Request) -> Result<Route, ApiError> {
-    let (path, query) = request
-        .target
-        .split_once('?')
-        .unwrap_or((&request.target, ""));
+    let (path, query) = split(&request.target);
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let method = request.method.as_str();
+    let there_is_nothing = || {
+        let message = format!("there is nothing at {path}");
+        ApiError::new(404, "not-found", "api", message)
+    };
+    let methods = methods(&parts).ok_or_else(there_is_nothing)?;
+    if !methods.contains(&method) {
+        return Err(ApiError::method_not_allowed(path, methods, method));
+    }
+    let query = Query::parse(query, parameters(&parts))?;
     let op = match (parts.as_slice(), method) {
-        (["v1", "vm"], "GET") => Op::Status(query.split('&').all(|word| word != "look=false")),
+        (["v1", "vm"], "GET") => Op::Status(query.flag("look", true)?),
         (["v1", "vm", "power"], "PUT") => Op::Power(body(request)?),
         (["v1", "services"], "GET") => Op::Services,
         (["v1", "services", name], "PATCH") => {
             let patch: ServicePatch = body(request)?;
-            Op::SetService((*name).to_owned(), patch.enabled)
+            Op::SetService(decoded(name)?, patch.enabled)
         }
         (["v1", "time"], "GET") => Op::Time,
         (["v1", "time", "sync"], "POST") => Op::TimeSync,
         (["v1", "events"], "GET") => {
-            let past = query.split('&').any(|word| word == "follow=false");
-            return Ok(if past {
-                Route::Past
+            let lines = query.count("lines")?;
+            return Ok(if query.flag("follow", true)? {
+                Route::Stream(Stream::Events, lines)
             } else {
-                Route::Stream(Stream::Events, lines(query)?)
+                Route::Past(lines)
             });
         }
-        (["v1", "trace"], "GET") => return Ok(Route::Stream(Stream::Trace, lines(query)?)),
+        (["v1", "trace"], "GET") => {
+            return Ok(Route::Stream(Stream::Trace, query.count("lines")?));
+        }
         (parts, _) => {
             let op = data::route(request, parts, method);
-            match op.or_else(|| hvsocket::route(request, parts, method)) {
-                Some(op) => op?,
-                None => return Err(unknown(parts, method, path)),
-            }
+            op.or_else(|| hvsocket::route(request, parts, method))
+                .ok_or_else(there_is_nothing)??
         }
     };
     Ok(Route::Op(op))
 }
 
-/// How many lines of a stream are wanted.
-fn lines(query: &str) -> Result<Option<u64>, ApiError> {
-    let mut words = query.split('&');
-    let Some(count) = words.find_map(|word| word.strip_prefix("lines=")) else {
-        return Ok(None);
-    };
-    match count.parse() {
-        Ok(count) if count > 0 => Ok(Some(count)),
-        _ => Err(ApiError::bad_request(format!(
-            "lines: expected a number from 1 on, not '{count}'"
-        ))),
-    }
+/// The path and the query of a target.
+pub(super) fn split(target: &str) -> (&str, &str) {
+    target.split_once('?').unwrap_or((target, ""))
 }
 
-fn unknown(parts: &[&str], method: &str, path: &str) -> ApiError {
-    let allowed = match parts {
-        ["v1", "vm" | "services" | "time" | "events" | "trace"] => "GET",
-        ["v1", "vm", "power"] => "PUT",
-        ["v1", "services", _] => "PATCH",
-        ["v1", "time", "sync"] => "POST",
-        _ => {
-            let Some(allowed) = data::allowed(parts).or_else(|| hvsocket::allowed(parts)) else {
-                let message = format!("there is nothing at {path}");
-                return ApiError::new(404, "not-found", "api", message);
-            };
-            allowed
-        }
-    };
-    let message = format!("{path} takes {allowed}, not {method}");
-    ApiError::new(405, "method-not-allowed", "api", message)
+/// What a path takes; nothing if there is no such path.
+fn methods(parts: &[&str]) -> Option<&'static [&'static str]> {
+    Some(match parts {
+        ["v1", "vm" | "services" | "time" | "events" | "trace"] => &["GET"],
+        ["v1", "vm", "power"] => &["PUT"],
+        ["v1", "services", _] => &["PATCH"],
+        ["v1", "time", "sync"] => &["POST"],
+        _ => return data::methods(parts).or_else(|| hvsocket::methods(parts)),
+    })
+}
+
+/// What a path's query may have in it.
+fn parameters(parts: &[&str]) -> &'static [&'static str] {
+    match parts {
+        ["v1", "vm"] => &["look"],
+        ["v1", "events"] => &["follow", "lines"],
+        ["v1", "trace"] => &["lines"],
+        ["v1", "kvp", _] => data::LIST_PARAMETERS,
+        _ => &[],
+    }
 }
 
 pub(super) fn body<T: DeserializeOwned>(request: &Request) -> Result<T, ApiError> {
@@ -154,10 +157,7 @@ mod tests {
             find("GET", "/v1/vm?look=false", ""),
             Ok(Route::Op(Op::Status(false)))
         );
-        assert_eq!(
-            find("GET", "/v1/services?x=1", ""),
-            Ok(Route::Op(Op::Services))
-        );
+        assert_eq!(find("GET", "/v1/services", ""), Ok(Route::Op(Op::Services)));
         assert_eq!(
             find("GET", "/v1/events", ""),
             Ok(Route::Stream(Stream::Events, None))
@@ -166,7 +166,14 @@ mod tests {
             find("GET", "/v1/trace?lines=5", ""),
             Ok(Route::Stream(Stream::Trace, Some(5)))
         );
-        assert_eq!(find("GET", "/v1/events?follow=false", ""), Ok(Route::Past));
+        assert_eq!(
+            find("GET", "/v1/events?follow=false", ""),
+            Ok(Route::Past(None))
+        );
+        assert_eq!(
+            find("GET", "/v1/events?lines=7&follow=false", ""),
+            Ok(Route::Past(Some(7)))
+        );
         assert_eq!(find("GET", "/v1/time", ""), Ok(Route::Op(Op::Time)));
         assert_eq!(
             find("POST", "/v1/time/sync", ""),
@@ -188,6 +195,61 @@ mod tests {
             (body.action, body.force, body.timeout_ms),
             (PowerAction::Shutdown, false, 60_000)
         );
+    }
+
+    #[test]
+    fn a_query_has_what_its_path_takes_and_nothing_else() {
+        for (target, said) in [
+            ("/v1/vm?look=banana", "look is true or false, not 'banana'"),
+            ("/v1/vm?look", "look is true or false, not ''"),
+            (
+                "/v1/vm?loook=true",
+                "'loook' is no parameter here: there is look",
+            ),
+            ("/v1/vm?look=true&look=false", "look is there twice"),
+            ("/v1/time?x=1", "'x' is no parameter here: there are none"),
+            ("/v1/events?follow=1", "follow is true or false, not '1'"),
+            (
+                "/v1/events?lines=-1",
+                "lines is a number from 1 on, not '-1'",
+            ),
+            (
+                "/v1/trace?follow=true",
+                "'follow' is no parameter here: there is lines",
+            ),
+        ] {
+            let error = find("GET", target, "").unwrap_err();
+            assert_eq!(error.status, 400, "{target}");
+            assert_eq!(error.message, format!("the query: {said}"), "{target}");
+        }
+        assert_eq!(
+            find("GET", "/v1/vm?l%6Fok=fals%65&", ""),
+            Ok(Route::Op(Op::Status(false)))
+        );
+        // What is not there takes no query either.
+        assert_eq!(find("GET", "/v1/nothing?x=1", "").unwrap_err().status, 404);
+        assert_eq!(find("PUT", "/v1/vm?x=1", "").unwrap_err().status, 405);
+    }
+
+    #[test]
+    fn who_uses_a_wrong_method_is_told_the_right_ones() {
+        for (target, wanted, said) in [
+            ("/v1/vm", "GET", "/v1/vm takes GET, not BREW"),
+            (
+                "/v1/ip/x",
+                "GET, PUT",
+                "/v1/ip/x takes GET or PUT, not BREW",
+            ),
+            (
+                "/v1/kvp/guest/a",
+                "GET, PUT, DELETE",
+                "/v1/kvp/guest/a takes GET, PUT or DELETE, not BREW",
+            ),
+        ] {
+            let error = find("BREW", target, "").unwrap_err();
+            assert_eq!((error.status, error.message.as_str()), (405, said));
+            assert_eq!(error.allow.join(", "), wanted);
+        }
     }
 
     #[test]

@@ -308,7 +308,7 @@ impl Server {
 
     fn request(&mut self, id: u64, request: &Request) -> Result<(), Gone> {
         let route = route(request);
-        if let Ok(Route::Past | Route::Stream(Stream::Events, _)) = route {
+        if let Ok(Route::Past(_) | Route::Stream(Stream::Events, _)) = route {
             // What others are still to get is in the backlog that this one gets.
             self.take_lines(Stream::Events);
         }
@@ -340,11 +340,17 @@ impl Server {
                 client.follow(stream, lines, watcher);
                 client.feed(&past)
             }
-            Ok(Route::Past) => {
+            Ok(Route::Past(lines)) => {
                 let keep_alive = request.keep_alive;
-                let lines = self.events.backlog();
-                client.finish_answer(http::lines(&lines, keep_alive), keep_alive)
+                let most = lines.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX));
+                let past = self.events.backlog();
+                let past = past.split_inclusive(|byte| *byte == b'\n').take(most);
+                let past: Vec<u8> = past.flatten().copied().collect();
+                client.finish_answer(http::lines(&past, keep_alive), keep_alive)
             }
+            // No method here is HEAD: an answer to it has a head and no body, which
+            // such a client would take for the next answer's.
+            Err(error) if request.method == "HEAD" => client.refuse_head(error),
             Err(error) => client.answer(Err(error), request.keep_alive),
         }
     }

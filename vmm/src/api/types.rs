@@ -3,8 +3,11 @@
 //!
 //! `docs/openapi.json` describes the same to others.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Number, Value};
+
+use super::query::listed;
 
 /// `GET /v1/vm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +101,7 @@ pub struct PowerBody {
     #[serde(default)]
     pub force: bool,
     /// For what asks the guest: how long its answer may take.
-    #[serde(default = "default_power_timeout")]
+    #[serde(default = "default_power_timeout", deserialize_with = "whole")]
     pub timeout_ms: u64,
     /// For `kill`: it ends a shutdown that the guest did not do, so `vmm` exits
     /// as after a shutdown.
@@ -116,6 +119,39 @@ impl PowerBody {
             as_shutdown: false,
         }
     }
+}
+
+/// A number from 0 on, also if it is written with a fraction of nothing: to JSON, and
+/// to programs that have one kind of number only, `5.0` is `5`.
+pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let number = Number::deserialize(from)?;
+    whole_number(&number).ok_or_else(|| {
+        D::Error::custom(format!(
+            "{number} is no whole number from 0 to {}",
+            u64::MAX
+        ))
+    })
+}
+
+/// The same of a number that is there.
+pub(super) fn whole_number(number: &Number) -> Option<u64> {
+    /// All smaller whole numbers are exact.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    number.as_u64().or_else(|| {
+        let number = number.as_f64()?;
+        let exact = number.fract() == 0.0 && (0.0..=EXACT).contains(&number);
+        let digits = format!("{:.0}", number.abs());
+        exact.then(|| digits.parse().ok()).flatten()
+    })
+}
+
+/// What may be left out, but is not `null`.
+pub(super) fn some<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(from).map(Some)
 }
 
 fn default_power_timeout() -> u64 {
@@ -181,6 +217,9 @@ pub struct ApiError {
     /// The HTTP status.
     #[serde(skip, default = "default_status")]
     pub status: u16,
+    /// The methods that would do, where this one does not.
+    #[serde(skip)]
+    pub allow: &'static [&'static str],
 }
 
 fn default_status() -> u16 {
@@ -206,6 +245,16 @@ impl ApiError {
             message: message.into(),
             hresult: None,
             status,
+            allow: &[],
+        }
+    }
+
+    /// The path takes other methods.
+    pub fn method_not_allowed(path: &str, allow: &'static [&'static str], method: &str) -> Self {
+        let message = format!("{path} takes {}, not {method}", listed(allow, "or"));
+        Self {
+            allow,
+            ..Self::new(405, "method-not-allowed", "api", message)
         }
     }
 

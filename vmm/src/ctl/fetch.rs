@@ -125,6 +125,26 @@ pub(super) fn run(
     }
 }
 
+/// Unpacks what a guest sends under the name `top` into a directory. It is what a copy
+/// does with an archive; by itself it is there for the fuzzer.
+pub fn unpack_into(dir: &Path, top: &str, input: impl Read) -> Result<(), CtlError> {
+    let mut fetch = Fetch {
+        tree: Tree::open(dir).map_err(|error| told_path(dir, &error))?,
+        dir: dir.to_owned(),
+        overwrite: true,
+        running: Running::default(),
+        bar: Bar::new(None, false),
+        json: true,
+        answers: Vec::new(),
+        files: 0,
+        left_out: 0,
+        failed: 0,
+    };
+    let job = Job::new(&format!("/{top}"), None)?;
+    let unpacked = fetch.unpack(&job, &mut Archive::new(input));
+    unpacked.map_err(|error| CtlError::Some(error.to_string()))
+}
+
 /// The directory of a path that may have none.
 fn parent(path: &Path) -> &Path {
     match path.parent() {

@@ -7,7 +7,7 @@ pub mod client;
 pub mod commands;
 pub mod connect;
 pub mod cp;
-mod fetch;
+pub mod fetch;
 pub mod forward;
 pub mod hvsocket;
 pub mod kvp;

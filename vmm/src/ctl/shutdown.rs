@@ -20,6 +20,7 @@ use super::{CtlError, tell};
 use super::cli::Shutdown;
 use super::client::{AS_KNOWN, Client, Events, Next};
 use super::commands::{parse, power, print};
+use crate::escape;
 use crate::api::types::{PowerAction, PowerBody, VmState, VmStatus};
 
 /// Between two looks whether a process is gone.
@@ -187,11 +188,7 @@ impl Story {
     fn end(&self, code: u64) -> Result<&'static str, CtlError> {
         let told = |key: &str| {
             let cause = self.cause.as_ref().and_then(|cause| cause[key].as_str());
-            cause
-                .unwrap_or("somebody")
-                .chars()
-                .filter(|c| !c.is_control())
-                .collect::<String>()
+            escape::line(cause.unwrap_or("somebody"))
         };
         let why = match self.cause() {
             "powered-off" => return Ok("stopped"),

@@ -15,7 +15,7 @@ const MAX_LINE: usize = MAX_NAME + 16;
 
 /// A service, as a client names it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub enum Wanted {
     /// By port or GUID.
     Service(Guid),
     /// By a name that may be registered.
@@ -24,7 +24,7 @@ pub(super) enum Wanted {
 
 /// What came of listening to a client.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub enum Heard {
     /// The line is not complete.
     NotYet,
     /// It wants this service of the guest.
@@ -36,17 +36,18 @@ pub(super) enum Heard {
 }
 
 /// A client that has not said yet what it wants.
-pub(super) struct Greeting {
+pub struct Greeting {
     client: UnixStream,
 }
 
 impl Greeting {
-    pub(super) fn new(client: UnixStream) -> Self {
+    /// A client that has just come; its socket does not block.
+    pub fn new(client: UnixStream) -> Self {
         Self { client }
     }
 
     /// Takes the line, if it is there, and nothing of what follows it.
-    pub(super) fn hear(&mut self) -> Heard {
+    pub fn hear(&mut self) -> Heard {
         let mut bytes = [0; MAX_LINE];
         let seen = match sys::peek(&self.client, &mut bytes) {
             Ok(0) => return Heard::Gone,
@@ -70,12 +71,13 @@ impl Greeting {
     }
 
     /// Says no, and goes.
-    pub(super) fn refuse(mut self, why: &str) {
+    pub fn refuse(mut self, why: &str) {
         // Its buffer is empty, or it does not listen.
         let _ = self.client.write(format!("ERR {why}\n").as_bytes());
     }
 
-    pub(super) fn into_client(self) -> UnixStream {
+    /// The client, for its stream.
+    pub fn into_client(self) -> UnixStream {
         self.client
     }
 }

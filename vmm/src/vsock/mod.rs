@@ -11,10 +11,10 @@
 //! All of it runs on the bus thread and nothing in it blocks. Sockets are watched
 //! by edges: one that nobody can write to costs nothing until that changes.
 
-mod greeting;
+pub mod greeting;
 pub mod registry;
 mod service;
-mod stream;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -19,7 +19,7 @@ use crate::sys;
 const SEND_BUFFER: i32 = 256 << 10;
 
 /// What is told of an end: once for each change.
-pub(super) const WATCHED: EventSet = EventSet::IN
+pub const WATCHED: EventSet = EventSet::IN
     .union(EventSet::READ_HANG_UP)
     .union(EventSet::EDGE_TRIGGERED);
 
@@ -30,7 +30,7 @@ const ENDS: EventSet = EventSet::READ_HANG_UP
 
 /// What the loop has seen of a socket, for its end. All of it happens on the
 /// bus thread; it is shared between two of its structures.
-pub(super) struct Signs {
+pub struct Signs {
     /// Both directions are closed.
     gone: AtomicBool,
     /// Its writer has ended: reading comes to that at last.
@@ -39,9 +39,15 @@ pub(super) struct Signs {
     readable: AtomicBool,
 }
 
+impl Default for Signs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Signs {
     /// Of a socket of which nothing is known.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             gone: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -50,7 +56,7 @@ impl Signs {
     }
 
     /// Takes note of what epoll tells.
-    pub(super) fn note(&self, events: EventSet) {
+    pub fn note(&self, events: EventSet) {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             self.gone.store(true, Ordering::Relaxed);
         }
@@ -71,12 +77,12 @@ impl Signs {
 }
 
 /// Whether nothing will come any more from a client.
-pub(super) fn is_end(events: EventSet) -> bool {
+pub fn is_end(events: EventSet) -> bool {
     events.intersects(ENDS)
 }
 
 /// The host's end of a connection.
-pub(super) struct UnixEnd {
+pub struct UnixEnd {
     socket: UnixStream,
     epoll: Arc<Epoll>,
     token: u64,
@@ -89,12 +95,7 @@ pub(super) struct UnixEnd {
 
 impl UnixEnd {
     /// A socket that is watched as `token`.
-    pub(super) fn new(
-        socket: UnixStream,
-        epoll: Arc<Epoll>,
-        token: u64,
-        signs: Arc<Signs>,
-    ) -> Self {
+    pub fn new(socket: UnixStream, epoll: Arc<Epoll>, token: u64, signs: Arc<Signs>) -> Self {
         sys::widen(&socket, SEND_BUFFER);
         Self {
             socket,
@@ -107,7 +108,8 @@ impl UnixEnd {
     }
 
     /// Its client waits for an answer about `name`.
-    pub(super) fn answering(mut self, name: &str) -> Self {
+    #[must_use]
+    pub fn answering(mut self, name: &str) -> Self {
         self.answer = format!("OK {name}\n");
         self
     }

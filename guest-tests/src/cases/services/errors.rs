@@ -187,8 +187,9 @@ fn refused(vm: &mut Vm, expect: &mut Expect<'_>) -> Outcome {
     expect.error(&[FREEZE], "guest-error", "guest", 502)?;
     vm.sh_ok("umount /mnt")?;
     let own = ("PUT", "/v1/kvp/auto/OSName", r#"{"value":"mine"}"#);
+    expect.error(&[own], "unsupported", "negotiation", 501)?;
     let endless = ("POST", "/v1/vss/freeze", r#"{"max_ms":0}"#);
-    expect.error(&[own, endless], "unsupported", "negotiation", 501)
+    expect.error(&[endless], "bad-request", "api", 400)
 }
 
 /// A daemon that hangs, then a kernel that does.

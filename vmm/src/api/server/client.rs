@@ -214,19 +214,15 @@ impl Client {
     }
 
     pub(super) fn answer(&mut self, answer: Answer, keep_alive: bool) -> Result<(), Gone> {
-        let error = |error: ApiError| json_of(&ErrorBody { error });
-        let (mut status, mut json) = match answer {
-            Ok(value) => (200, json_of(&value)),
-            Err(failed) => (failed.status, error(failed)),
-        };
-        // Whoever answers keeps to less; this is what bounds the memory.
-        if json.len() > MAX_ANSWER {
-            let message = format!("the answer is longer than {MAX_ANSWER} bytes");
-            let long = ApiError::new(500, "too-long", "api", message);
-            (status, json) = (long.status, error(long));
-        }
-        json.push('\n');
-        self.finish_answer(http::response(status, json.as_bytes(), keep_alive), keep_alive)
+        self.finish_answer(written(answer, keep_alive), keep_alive)
+    }
+
+    /// Refuses a request of which the answer has no body: it ends after the head.
+    pub(super) fn refuse_head(&mut self, error: ApiError) -> Result<(), Gone> {
+        let mut bytes = written(Err(error), false);
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+        bytes.truncate(end.map_or(0, |end| end + 4));
+        self.finish_answer(bytes, false)
     }
 
     pub(super) fn finish_answer(&mut self, bytes: Vec<u8>, keep_alive: bool) -> Result<(), Gone> {
@@ -263,6 +259,22 @@ impl Client {
     fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
+}
+
+/// An answer as it goes over the wire.
+fn written(answer: Answer, keep_alive: bool) -> Vec<u8> {
+    let (mut status, allow, mut json) = match answer {
+        Ok(value) => (200, [].as_slice(), json_of(&value)),
+        Err(error) => (error.status, error.allow, json_of(&ErrorBody { error })),
+    };
+    // Whoever answers keeps to less; this is what bounds the memory.
+    if json.len() > MAX_ANSWER {
+        let message = format!("the answer is longer than {MAX_ANSWER} bytes");
+        let error = ApiError::new(500, "too-long", "api", message);
+        (status, json) = (error.status, json_of(&ErrorBody { error }));
+    }
+    json.push('\n');
+    http::response(status, json.as_bytes(), allow, keep_alive)
 }
 
 pub(super) fn is_later(error: &io::Error) -> bool {

@@ -466,3 +466,39 @@ fn a_client_that_goes_in_the_middle_of_a_file_is_gone() {
     // The one thread that takes files is free again.
     assert_eq!(fixture.ask(&upload("/new", 0, "")).0, 200);
 }
+
+#[test]
+fn a_wrong_method_is_told_the_right_ones_in_a_header() {
+    let fixture = fixture("allow");
+    let whole = |method: &str| {
+        let mut stream = fixture.connect();
+        let target = "http://vm/v1/kvp/guest/a";
+        let request = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let answer = whole("POST");
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(
+        answer.contains("\r\nAllow: GET, PUT, DELETE\r\n"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("}\n"), "{answer}");
+    // Its answers have no body.
+    let answer = whole("HEAD");
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(!whole("GET").contains("Allow"));
+}
+
+#[test]
+fn so_many_lines_of_what_has_happened_are_given_and_no_more() {
+    let fixture = fixture("past");
+    for _ in 0..5 {
+        fixture.hub.write(&Event::Paused);
+    }
+    let (status, body) = fixture.ask("GET /v1/events?follow=false&lines=2 HTTP/1.1\r\n\r\n");
+    assert_eq!((status, body.lines().count()), (200, 2), "{body}");
+}

@@ -534,7 +534,7 @@ fn an_item_whose_user_is_gone_before_the_guest_has_it_is_taken_back() {
 fn a_listing_that_is_cancelled_between_two_packets_leaves_nothing_behind() {
     let (mut script, mut daemon) = (Exchange::exchange(&[]), Daemon::default());
     script.does(&mut daemon, set("a", "1")).unwrap();
-    let ticket = script.ask(KvpRequest::List(Pool::External)).unwrap();
+    let ticket = script.ask(KvpRequest::List(Pool::External, 0)).unwrap();
     script.ring.refuses = Some(vmbus::host::SendError::Full);
     let first = daemon.reply(script.take());
     script.send(&first);
@@ -542,7 +542,7 @@ fn a_listing_that_is_cancelled_between_two_packets_leaves_nothing_behind() {
     script.ring.refuses = None;
     script.poke();
     assert_eq!(script.unread(), 0);
-    let listed = script.does(&mut daemon, KvpRequest::List(Pool::External));
+    let listed = script.does(&mut daemon, KvpRequest::List(Pool::External, 0));
     let Ok(KvpAnswer::Items(listing)) = listed else {
         panic!("{listed:?}");
     };

@@ -132,6 +132,8 @@ pub fn unpack_into(dir: &Path, top: &str, input: impl Read) -> Result<(), CtlErr
         tree: Tree::open(dir).map_err(|error| told_path(dir, &error))?,
         dir: dir.to_owned(),
         overwrite: true,
+        most: MAX_SIZE,
+        entries: 0,
         running: Running::default(),
         bar: Bar::new(None, false),
         json: true,

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{CtlError, tell};
 use super::cli::Shutdown;
 use super::client::{AS_KNOWN, Client, Events, Next};
 use super::commands::{parse, power, print};
-use crate::escape;
+use super::{CtlError, tell};
 use crate::api::types::{PowerAction, PowerBody, VmState, VmStatus};
+use crate::escape;
 
 /// Between two looks whether a process is gone.
 const LOOK: Duration = Duration::from_millis(100);

@@ -145,7 +145,7 @@ fn around(vm: &Client, how: &Run) -> Result<(), CtlError> {
     let thawed = thaw(vm).inspect_err(|error| {
         // What has become of the command is told first.
         if let Ok(status) = &status {
-            let _ = writeln!(io::stderr(), "vmmctl: the command has ended: {status}");
+            tell(format_args!("the command has ended: {status}"));
         }
         log::debug!("thawing: {error}");
     });

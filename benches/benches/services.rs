@@ -14,9 +14,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ics_devices::fcopy::Target;
 use ics_devices::kvp::{Key, Pool, Value};
 use ics_devices::{Fcopy, Kvp, KvpAnswer, KvpRequest, NewFile};
-use vm_memory::VolatileSlice;
 use vmbus::host::Device;
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
+use vmbus::memory::GuestSlice;
 use vmbus::mock::{MockGuest, QuickChannel};
 use vmbus::wire::{PIPE_HEADER_SIZE, PipeHeader, ProtocolVersion, Relid};
 
@@ -140,7 +140,7 @@ fn asked(guest: &mut Guest, relid: Relid, request: KvpRequest) -> KvpAnswer {
     });
     serve_items(guest);
     let kvp =
-        |host: &mut vmbus::host::Host<_>, _| host.device_mut::<Kvp>(relid).unwrap().take_outcome();
+        |host: &mut vmbus::host::Host, _| host.device_mut::<Kvp>(relid).unwrap().take_outcome();
     guest.mock.with_host(kvp).unwrap().result.unwrap()
 }
 
@@ -204,8 +204,8 @@ impl Stream for End {
         Ok(data.len())
     }
 
-    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
-        let len = pieces.iter().map(VolatileSlice::len).sum();
+    fn write_pieces(&mut self, pieces: &[GuestSlice<'_>]) -> Result<usize, StreamError> {
+        let len = pieces.iter().map(GuestSlice::len).sum();
         if self.echo {
             self.left.fetch_add(len, RELAXED);
         }

@@ -65,7 +65,7 @@ impl Ends {
         let open = |first: &[u64], second: &[u64]| {
             let pages = [first, second].concat();
             let split = u32::try_from(PAGES).unwrap_or(0);
-            RingPair::open(&memory, &pages, split).expect("rings")
+            RingPair::open(memory.clone(), &pages, split).expect("rings")
         };
         Self {
             host: open(&to_host, &to_guest),

@@ -131,7 +131,7 @@ fn perform(memory: &Arc<GuestMemoryMmap>, rings: &mut Option<RingPair>, step: Ri
     let page = |n: u8| FIRST + u64::from(n) % PAGES;
     match (step, rings) {
         (Ring::Open(pages), rings) => {
-            *rings = RingPair::open(memory, &pages.map(page), 2).ok();
+            *rings = RingPair::open(memory.clone(), &pages.map(page), 2).ok();
         }
         (Ring::Write(n, word, mut bytes), _) => {
             let offset = u64::from(word % 512) * 8;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ics_devices::fcopy::Target;
 use ics_devices::{Fcopy, Heartbeat, NewFile};
-use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use vmbus::host::{Device, EchoDevice, Host};
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
+use vmbus::memory::GuestSlice;
 use vmbus::mock::{MockGuest, QuickChannel};
 use vmbus::wire::{PipeHeader, ProtocolVersion};
 
@@ -69,7 +69,7 @@ impl Guest {
 
     /// Something at the host, whose signals are dropped: the mock guest would
     /// keep a record of them.
-    fn at_host<T>(&mut self, act: impl FnOnce(&mut Host<GuestMemoryMmap>, Duration) -> T) -> T {
+    fn at_host<T>(&mut self, act: impl FnOnce(&mut Host, Duration) -> T) -> T {
         let now = self.now;
         self.mock.with_host(|host, _| {
             let said = act(host, now);
@@ -143,8 +143,8 @@ impl Stream for End {
         Ok(data.len())
     }
 
-    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
-        Ok(pieces.iter().map(VolatileSlice::len).sum())
+    fn write_pieces(&mut self, pieces: &[GuestSlice<'_>]) -> Result<usize, StreamError> {
+        Ok(pieces.iter().map(GuestSlice::len).sum())
     }
 
     fn close_write(&mut self) {}

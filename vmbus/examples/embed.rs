@@ -19,7 +19,7 @@ use vmbus::wire::{Describe, HostMessage, ProtocolVersion, VpIndex};
 struct Vmm {
     memory: Arc<GuestMemoryMmap>,
     synic: SoftSynic,
-    host: Host<GuestMemoryMmap>,
+    host: Host,
     started: Instant,
 }
 
@@ -28,7 +28,7 @@ impl Vmm {
         let ranges = [(GuestAddress(0), 64 << 20)];
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges)?);
         let max_version = ProtocolVersion::V5_3;
-        let mut host = Host::new(Arc::clone(&memory), BusConfig { vps, max_version });
+        let mut host = Host::new(memory.clone(), BusConfig { vps, max_version });
         host.offer(Duration::ZERO, Box::new(EchoDevice::default()))?;
         Ok(Self {
             synic: SoftSynic::new(vps),

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! # Embedding it
-//! 1. Have guest memory as a [`vm_memory::GuestMemoryBackend`] in an [`Arc`](std::sync::Arc).
+//! 1. Have guest memory as a [`memory::GuestMemory`] in an [`Arc`](std::sync::Arc).
 //! 2. Show the guest Hyper-V's CPUID leaves, and a hypercall page that traps.
 //!    That, the other MSRs, and the ACPI device that makes Linux load its driver
 //!    are the VMM's own matter.
@@ -36,6 +36,7 @@
 //! | Module | Is | Knows |
 //! |---|---|---|
 //! | [`wire`] | byte formats | no state |
+//! | [`memory`] | guest memory, whoever maps it | nothing |
 //! | [`synic`] | hypercalls, message slots, event flags, SINTs | guest memory |
 //! | [`ring`] | one ring each way over guest pages | packets' headers |
 //! | [`gpadl`] | guest page lists | not what they are for |
@@ -65,7 +66,7 @@
 //! for an honest one.
 //!
 //! # Unsafe code
-//! There is one module with unsafe code, `mapped`, which turns lists of guest
+//! There is one module with unsafe code, [`memory`], which turns lists of guest
 //! pages into host addresses. Its documentation argues for every block.
 
 // Names of the protocol, such as INITIATE_CONTACT, read better without ticks.
@@ -75,7 +76,7 @@ pub mod bus;
 pub mod gpadl;
 pub mod host;
 pub mod hvsock;
-mod mapped;
+pub mod memory;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;
 pub mod ring;

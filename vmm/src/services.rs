@@ -32,7 +32,6 @@ use crate::api::types::{Answer, ApiError, PowerAction, PowerBody, TimeStatus, an
 use crate::api::{Op, Reply};
 use crate::events::{Event, EventHub};
 use crate::hyperv::Hyperv;
-use crate::memory::GuestMemory;
 use data::Data;
 use pending::Pending;
 
@@ -48,7 +47,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(10);
 /// What to do about a VM that is paused.
 pub const RESUME: &str = " (vmmctl resume lets it go on)";
 
-type Bus = Host<GuestMemory>;
+type Bus = Host;
 
 /// Does something with each of these devices that is on the bus.
 macro_rules! each {

@@ -20,7 +20,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileSlice};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+use vmbus::memory::GuestSlice;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
@@ -376,10 +377,7 @@ pub(crate) fn receive(socket: &UnixStream, into: &mut [u8]) -> io::Result<(usize
 
 /// Writes bytes from where they are in the guest's memory: as many of the first
 /// pieces as one call takes.
-pub(crate) fn write_volatile(
-    socket: &UnixStream,
-    pieces: &[VolatileSlice<'_>],
-) -> io::Result<usize> {
+pub(crate) fn write_volatile(socket: &UnixStream, pieces: &[GuestSlice<'_>]) -> io::Result<usize> {
     const MOST: usize = 64;
     let nothing = libc::iovec {
         iov_base: std::ptr::null_mut(),
@@ -388,7 +386,7 @@ pub(crate) fn write_volatile(
     let mut list = [nothing; MOST];
     let mut count = 0;
     for (to, piece) in list.iter_mut().zip(pieces) {
-        to.iov_base = piece.ptr_guard().as_ptr().cast_mut().cast();
+        to.iov_base = piece.as_ptr().cast();
         to.iov_len = piece.len();
         count += 1;
     }

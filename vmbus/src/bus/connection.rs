@@ -5,8 +5,6 @@
 //! it is the first thing that the host hears of the new kernel. The answer goes
 //! to the processor that the contact names, as does everything after it.
 
-use vm_memory::GuestMemoryBackend;
-
 use super::{Action, Bus, ChannelState, MESSAGE_CONNECTION_V5, Violation};
 use crate::wire::{
     ContactTarget, HostMessage, InitiateContact, MessageType, ProtocolVersion, Relid, Sint,
@@ -59,7 +57,7 @@ impl Connection {
     }
 }
 
-impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
+impl Bus {
     pub(super) fn initiate_contact(&mut self, contact: &InitiateContact) {
         self.end_session();
         self.connection = Connection::Disconnected;

@@ -6,8 +6,6 @@
 //! answered, with a failure if need be: GPADL_HEADER, GPADL_TEARDOWN,
 //! OPENCHANNEL, MODIFYCHANNEL (from 5.3 on).
 
-use vm_memory::GuestMemoryBackend;
-
 use super::{
     Action, Bus, ChannelState, EVENT_CONNECTION_BASE, MAX_PENDING_CONNECTS, Opened, Violation,
 };
@@ -24,7 +22,7 @@ const FAILURE: u32 = 0xc000_0001;
 /// A target processor that means "no interrupts".
 const NO_INTERRUPTS: VpIndex = VpIndex(u32::MAX);
 
-impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
+impl Bus {
     pub(super) fn dispatch(&mut self, message: &GuestMessage) {
         match message {
             GuestMessage::InitiateContact(contact) => return self.initiate_contact(contact),
@@ -167,7 +165,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
             .gpadls
             .get(relid, open.gpadl)
             .ok_or(Violation::NoSuchGpadl(relid, open.gpadl))?;
-        let rings = RingPair::open(&self.memory, list.pfns(), open.downstream_offset)
+        let rings = RingPair::open(self.memory.clone(), list.pfns(), open.downstream_offset)
             .map_err(|error| Violation::BadOpen(relid, error))?;
         let opened = Opened {
             gpadl: open.gpadl,

@@ -22,9 +22,8 @@ mod violation;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryBackend;
-
 use crate::gpadl::GpadlTable;
+use crate::memory::GuestMemory;
 use crate::synic::HvStatus;
 use crate::wire::{
     ChannelFlags, GpadlId, GuestMessage, Guid, HostMessage, Offer, PIPE_MODE_MESSAGE,
@@ -186,8 +185,8 @@ pub struct NoChannel(pub Relid);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct Bus<M> {
-    memory: Arc<M>,
+pub struct Bus {
+    memory: Arc<dyn GuestMemory>,
     config: BusConfig,
     connection: Connection,
     channels: BTreeMap<Relid, Channel>,
@@ -198,9 +197,9 @@ pub struct Bus<M> {
     violations: Violations,
 }
 
-impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
+impl Bus {
     /// A bus that nobody is connected to and that offers nothing.
-    pub fn new(memory: Arc<M>, config: BusConfig) -> Self {
+    pub fn new(memory: Arc<dyn GuestMemory>, config: BusConfig) -> Self {
         Self {
             memory,
             config,
@@ -211,6 +210,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
             actions: VecDeque::new(),
             violations: Violations::default(),
         }
+    }
+
+    /// The guest's memory is another object from now on. Rings that are open stay in
+    /// the old one; lists of pages hold page numbers, which are looked up in the new
+    /// one when a channel opens.
+    pub fn set_memory(&mut self, memory: Arc<dyn GuestMemory>) {
+        self.memory = memory;
     }
 
     /// Whether the bus takes messages on `connection_id`. A host that queues
@@ -407,7 +413,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus<M> {
     }
 
     /// The guest memory that rings are in.
-    pub fn memory(&self) -> &Arc<M> {
+    pub fn memory(&self) -> &Arc<dyn GuestMemory> {
         &self.memory
     }
 

@@ -16,9 +16,7 @@
 
 use std::collections::BTreeMap;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
-use crate::mapped::PAGE_SIZE;
+use crate::memory::{GuestMemory, PAGE_SIZE, page_address};
 use crate::wire::{GpadlBody, GpadlHeader, GpadlId, Relid};
 
 /// The most page lists of all channels together. Every relid may have two: a
@@ -117,16 +115,13 @@ impl PageList {
     /// let list = table.get(Relid(1), GpadlId(7)).unwrap();
     /// assert_eq!(list.pfns(), [4, 5, 9]);
     /// let runs: Vec<_> = list.runs().collect();
-    /// assert_eq!(runs, [(GuestAddress(0x4000), 0x2000), (GuestAddress(0x9000), 0x1000)]);
+    /// assert_eq!(runs, [(0x4000, 0x2000), (0x9000, 0x1000)]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+    pub fn runs(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
         self.pfns
             .chunk_by(|a, b| a.checked_add(1) == Some(*b))
-            .filter_map(|run| {
-                let start = run.first()?.checked_mul(PAGE_SIZE as u64)?;
-                Some((GuestAddress(start), run.len() * PAGE_SIZE))
-            })
+            .filter_map(|run| Some((page_address(*run.first()?)?, run.len() * PAGE_SIZE)))
     }
 }
 
@@ -163,10 +158,11 @@ impl GpadlTable {
     }
 
     /// Takes the first part of a list.
-    pub fn begin<M>(&mut self, memory: &M, header: &GpadlHeader) -> Result<Progress, GpadlError>
-    where
-        M: GuestMemoryBackend + ?Sized,
-    {
+    pub fn begin(
+        &mut self,
+        memory: &dyn GuestMemory,
+        header: &GpadlHeader,
+    ) -> Result<Progress, GpadlError> {
         if self.lists.contains_key(&header.gpadl) {
             return Err(GpadlError::Exists);
         }
@@ -189,10 +185,11 @@ impl GpadlTable {
     }
 
     /// Takes a further part of a list.
-    pub fn extend<M>(&mut self, memory: &M, body: &GpadlBody) -> Result<Progress, GpadlError>
-    where
-        M: GuestMemoryBackend + ?Sized,
-    {
+    pub fn extend(
+        &mut self,
+        memory: &dyn GuestMemory,
+        body: &GpadlBody,
+    ) -> Result<Progress, GpadlError> {
         self.add(memory, body.gpadl, body.pfns.as_slice())
     }
 
@@ -261,17 +258,19 @@ impl GpadlTable {
     }
 
     /// Adds page numbers to a list, which is forgotten if they are no good.
-    fn add<M>(&mut self, memory: &M, gpadl: GpadlId, pfns: &[u64]) -> Result<Progress, GpadlError>
-    where
-        M: GuestMemoryBackend + ?Sized,
-    {
+    fn add(
+        &mut self,
+        memory: &dyn GuestMemory,
+        gpadl: GpadlId,
+        pfns: &[u64],
+    ) -> Result<Progress, GpadlError> {
         let entry = self.lists.get_mut(&gpadl).ok_or(GpadlError::Unknown)?;
         if entry.is_complete() {
             // Somebody may be using it: it stays.
             return Err(GpadlError::Complete);
         }
         let room = entry.expected - entry.list.pfns.len();
-        let bad = pfns.iter().find(|pfn| !is_page(memory, **pfn));
+        let bad = pfns.iter().find(|pfn| !memory.is_page(**pfn));
         if pfns.len() > room || bad.is_some() {
             self.forget(gpadl);
             return Err(bad.map_or(GpadlError::TooManyPages, |pfn| GpadlError::NotMemory(*pfn)));
@@ -320,11 +319,6 @@ fn announced_pages(header: &GpadlHeader) -> Result<usize, GpadlError> {
         return Err(GpadlError::BadRange);
     }
     Ok(pages)
-}
-
-fn is_page<M: GuestMemoryBackend + ?Sized>(memory: &M, pfn: u64) -> bool {
-    pfn.checked_mul(PAGE_SIZE as u64)
-        .is_some_and(|start| memory.check_range(GuestAddress(start), PAGE_SIZE))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::wire::PfnList;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const PAGES: u64 = 16_384;
 

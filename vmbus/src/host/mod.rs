@@ -35,11 +35,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vm_memory::GuestMemoryBackend;
-
 use crate::bus::{
     Action, Bus, BusConfig, ChannelState, NoChannel, OfferError, Session, Violations,
 };
+use crate::memory::GuestMemory;
 use crate::synic::HvStatus;
 use crate::wire::{GuestMessage, Relid, TlConnectRequest};
 pub use channel::{Channel, SendError};
@@ -114,8 +113,8 @@ struct Slot {
 /// assert!(!host.is_open(relid), "the guest has not opened it");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Host<M> {
-    bus: Bus<M>,
+pub struct Host {
+    bus: Bus,
     slots: BTreeMap<Relid, Slot>,
     /// Channels that have more to do.
     ready: VecDeque<Relid>,
@@ -128,9 +127,9 @@ pub struct Host<M> {
     touched: bool,
 }
 
-impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
+impl Host {
     /// A host without devices.
-    pub fn new(memory: Arc<M>, config: BusConfig) -> Self {
+    pub fn new(memory: Arc<dyn GuestMemory>, config: BusConfig) -> Self {
         Self {
             bus: Bus::new(memory, config),
             slots: BTreeMap::new(),
@@ -306,6 +305,21 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
         self.collect(now);
     }
 
+    /// The guest's memory is another object from now on: memory was added, or taken
+    /// away where no channel has pages. See [`crate::memory`].
+    pub fn set_memory(&mut self, memory: Arc<dyn GuestMemory>) {
+        self.bus.set_memory(memory);
+    }
+
+    /// Tells the memory which pages of open rings may have been written since they
+    /// were opened: to be called with no vCPU running, before the log of dirty pages
+    /// is read. See [`crate::memory`].
+    pub fn mark_rings_dirty(&self) {
+        for open in self.slots.values().filter_map(|slot| slot.open.as_ref()) {
+            open.mark_dirty();
+        }
+    }
+
     /// Refuses a connection that the guest asked for.
     pub fn refuse_connect(&mut self, now: Duration, request: &TlConnectRequest) {
         self.bus.refuse_connect(request);
@@ -341,7 +355,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Host<M> {
     }
 
     /// The control plane, to look at.
-    pub fn bus(&self) -> &Bus<M> {
+    pub fn bus(&self) -> &Bus {
         &self.bus
     }
 

@@ -66,6 +66,11 @@ impl From<RingError> for Fault {
 }
 
 impl OpenChannel {
+    /// The host may have written to its rings.
+    pub(super) fn mark_dirty(&self) {
+        self.rings.mark_dirty();
+    }
+
     pub(super) fn new(rings: RingPair, user_data: [u8; USER_DEFINED_SIZE]) -> Self {
         Self {
             rings,
@@ -201,7 +206,8 @@ impl Slot {
     }
 
     pub(super) fn close(&mut self, now: Duration) {
-        if self.open.take().is_some() {
+        if let Some(open) = self.open.take() {
+            open.rings.mark_dirty();
             self.device.closed(now);
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Packets between the mock guest and devices: order, back-pressure, signals.
 
+mod memory;
+
 use std::collections::VecDeque;
 use std::sync::{Arc as StdArc, Mutex};
 

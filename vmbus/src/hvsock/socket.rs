@@ -4,11 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use vm_memory::VolatileSlice;
-
 use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT, PARTING};
 use crate::bus::OfferSpec;
 use crate::host::{Batch, Channel, Device, DeviceError, Flow, MAX_BATCH, Packet, SendError};
+use crate::memory::GuestSlice;
 use crate::ring::{IncomingPacket, PacketMeta};
 use crate::wire::{
     ChannelFlags, Guid, PIPE_DATA, PIPE_HEADER_SIZE, PacketType, PipeHeader, TlConnectRequest,
@@ -51,7 +50,7 @@ pub trait Stream: Send + 'static {
     /// The same for bytes in several pieces, of which none is empty, in the
     /// guest's memory: the guest can change them at any time. A system call can
     /// take them from there; by default they are copied for [`write`](Self::write).
-    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+    fn write_pieces(&mut self, pieces: &[GuestSlice<'_>]) -> Result<usize, StreamError> {
         let mut bytes = [0; COPIED];
         let mut taken = 0;
         for piece in pieces {
@@ -64,7 +63,7 @@ pub trait Stream: Send + 'static {
                     Err(error) if taken == 0 => return Err(error),
                     Err(_) => return Ok(taken),
                 }
-                rest = from.offset(len).ok();
+                rest = from.skip(len);
             }
         }
         Ok(taken)
@@ -240,7 +239,7 @@ impl Socket {
     fn write_run(&mut self, batch: &Batch<'_>, first: usize) -> Option<Result<usize, StreamError>> {
         let ended = self.deaf || self.guest_ended;
         let stream = self.stream.as_mut().filter(|_| !ended)?;
-        let mut pieces = [VolatileSlice::from(&mut [][..]); MAX_PIECES];
+        let mut pieces = [GuestSlice::EMPTY; MAX_PIECES];
         let mut lens = [0; MAX_PIECES];
         let (mut used, mut count) = (0, 0);
         for (packet, len) in batch.packets_from(first).zip(&mut lens) {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use vm_memory::VolatileSlice;
+use crate::memory::GuestSlice;
 
 use super::*;
 use crate::bus::Action;
@@ -80,9 +80,9 @@ impl Stream for Handle {
         })
     }
 
-    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
+    fn write_pieces(&mut self, pieces: &[GuestSlice<'_>]) -> Result<usize, StreamError> {
         assert!(pieces.iter().all(|piece| !piece.is_empty()));
-        let copy = |piece: &VolatileSlice<'_>| {
+        let copy = |piece: &GuestSlice<'_>| {
             let mut bytes = vec![0; piece.len()];
             piece.copy_to(&mut bytes);
             bytes

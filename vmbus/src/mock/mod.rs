@@ -106,7 +106,7 @@ pub struct Counts {
 pub struct MockGuest {
     memory: Arc<GuestMemoryMmap>,
     synic: SoftSynic,
-    host: Host<GuestMemoryMmap>,
+    host: Host,
     now: Duration,
     vps: u32,
     connection_id: u32,
@@ -141,7 +141,7 @@ impl MockGuest {
     /// [`into_memory`](Self::into_memory).
     pub fn in_memory(memory: Arc<GuestMemoryMmap>, config: BusConfig) -> Self {
         let mut guest = Self {
-            host: Host::new(Arc::clone(&memory), config),
+            host: Host::new(memory.clone(), config),
             synic: SoftSynic::new(config.vps),
             memory,
             now: Duration::ZERO,
@@ -205,15 +205,12 @@ impl MockGuest {
     }
 
     /// The host that the guest runs on.
-    pub fn host(&self) -> &Host<GuestMemoryMmap> {
+    pub fn host(&self) -> &Host {
         &self.host
     }
 
     /// Something happens at the host; then everything runs until it rests.
-    pub fn with_host<T>(
-        &mut self,
-        act: impl FnOnce(&mut Host<GuestMemoryMmap>, Duration) -> T,
-    ) -> T {
+    pub fn with_host<T>(&mut self, act: impl FnOnce(&mut Host, Duration) -> T) -> T {
         let result = act(&mut self.host, self.now);
         self.run();
         result

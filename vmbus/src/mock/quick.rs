@@ -23,7 +23,8 @@ impl MockGuest {
         let (to_host, to_guest) = pfns.split_at(pfns.len() / 2);
         let split = u32::try_from(to_guest.len()).expect("a small ring");
         let pfns = [to_guest, to_host].concat();
-        let rings = RingPair::open(&self.memory, &pfns, split).expect("the host has opened them");
+        let rings =
+            RingPair::open(self.memory.clone(), &pfns, split).expect("the host has opened them");
         Ok(QuickChannel { relid, rings })
     }
 

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use crate::mapped::ControlBlock;
+use crate::memory::ControlBlock;
 
 /// The words that writer and reader share.
 pub(crate) trait Words {

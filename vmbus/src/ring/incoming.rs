@@ -10,10 +10,9 @@
 
 use std::iter;
 
-use vm_memory::VolatileSlice;
-
 use super::index::Reader;
 use super::{Data, HEADER, RingError, TRAILER};
+use crate::memory::GuestSlice;
 use crate::ring::control::Words;
 use crate::wire::{PacketFlags, PacketType};
 
@@ -203,6 +202,11 @@ impl Incoming {
         Ok(plain.then(|| self.data.read_word(self.data.wrap(at, HEADER))))
     }
 
+    /// Tells the memory that the control words may have been written.
+    pub(super) fn mark_dirty(&self) {
+        self.data.pages.mark_control_dirty();
+    }
+
     /// The guest's pending_send_sz, for a status display.
     pub fn guest_pending_send_sz(&self) -> u32 {
         self.data.control().pending_send_sz()
@@ -259,7 +263,7 @@ impl<'a> PacketPayload<'a> {
         &self,
         from: usize,
         most: usize,
-    ) -> impl Iterator<Item = VolatileSlice<'a>> + use<'a> {
+    ) -> impl Iterator<Item = GuestSlice<'a>> + use<'a> {
         let data = self.data;
         let skipped = u32::try_from(from).unwrap_or(u32::MAX).min(self.len);
         let mut at = data.wrap(self.at, skipped);

@@ -14,9 +14,8 @@
 //! checked; a bad one is a [`RingError`], after which the channel is closed. It
 //! is never more than that: the guest harms its own channel.
 //!
-//! The host writes to rings through addresses resolved beforehand. A memory
-//! backend that keeps a bitmap of dirty pages does not hear of it: who copies a
-//! running guest takes the pages of open rings as dirty.
+//! The host writes to rings through addresses resolved beforehand. Memory that
+//! logs what is written hears of it when it is told to: [`RingPair::mark_dirty`].
 //!
 //! # Example
 //! ```
@@ -27,7 +26,7 @@
 //! let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
 //! // Pages 8 to 15 are the list; the first four are the ring from the guest.
 //! let pfns: Vec<u64> = (8..16).collect();
-//! let mut rings = RingPair::open(&Arc::new(memory), &pfns, 4)?;
+//! let mut rings = RingPair::open(Arc::new(memory), &pfns, 4)?;
 //!
 //! assert!(rings.incoming.peek()?.is_none(), "the guest has sent nothing");
 //! rings.outgoing.write(PacketMeta::in_band(1), &[b"hello"])?;
@@ -44,10 +43,8 @@ mod outgoing;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
-
-pub use crate::mapped::MapError;
-use crate::mapped::{ControlBlock, GuestPages, PAGE_SIZE, Stretch};
+pub use crate::memory::MapError;
+use crate::memory::{ControlBlock, GuestMemory, GuestPages, GuestSlice, PAGE_SIZE};
 use crate::wire::{PACKET_HEADER_SIZE, PACKET_TRAILER_SIZE, PacketHeader};
 pub(crate) use incoming::Place;
 pub use incoming::{Incoming, IncomingPacket, PacketPayload};
@@ -138,10 +135,11 @@ pub struct RingPair {
 impl RingPair {
     /// Resolves the pages numbered `pfns` and takes the indices that the guest
     /// left in them. The first `downstream_offset` pages are the incoming ring.
-    pub fn open<M>(memory: &Arc<M>, pfns: &[u64], downstream_offset: u32) -> Result<Self, OpenError>
-    where
-        M: GuestMemoryBackend + Send + Sync + 'static,
-    {
+    pub fn open(
+        memory: Arc<dyn GuestMemory>,
+        pfns: &[u64],
+        downstream_offset: u32,
+    ) -> Result<Self, OpenError> {
         let bad = OpenError::BadSplit {
             pages: pfns.len(),
             offset: downstream_offset,
@@ -156,13 +154,22 @@ impl RingPair {
             let pfns = pfns.get(..=MAX_DATA_SIZE / PAGE_SIZE).unwrap_or(pfns);
             Ok(Data {
                 size: u32::try_from((pfns.len() - 1) * PAGE_SIZE).map_err(|_| bad)?,
-                pages: GuestPages::map(memory, pfns)?,
+                pages: GuestPages::map(&memory, pfns)?,
             })
         };
         Ok(Self {
             incoming: Incoming::new(data(incoming)?)?,
             outgoing: Outgoing::new(data(outgoing)?)?,
         })
+    }
+}
+
+impl RingPair {
+    /// Tells the memory which pages the host may have written to: all of the
+    /// outgoing ring, and the control words of the incoming one.
+    pub fn mark_dirty(&self) {
+        self.incoming.mark_dirty();
+        self.outgoing.mark_dirty();
     }
 }
 
@@ -214,13 +221,13 @@ impl Data {
 
     /// The `len` bytes at `at`, if they do not wrap and are one stretch of memory.
     #[inline]
-    fn stretch(&self, at: u32, len: usize) -> Option<Stretch<'_>> {
+    fn stretch(&self, at: u32, len: usize) -> Option<GuestSlice<'_>> {
         self.pages.stretch(Self::offset(at), len)
     }
 
     /// What lies together from `at` on, `most` bytes at most.
     #[inline]
-    fn piece(&self, at: u32, most: usize) -> Option<VolatileSlice<'_>> {
+    fn piece(&self, at: u32, most: usize) -> Option<GuestSlice<'_>> {
         let straight = self.before_wrap(at).min(most);
         self.pages.piece(Self::offset(at), straight)
     }
@@ -229,7 +236,7 @@ impl Data {
     fn read_header(&self, at: u32) -> PacketHeader {
         let words = self
             .stretch(at, PACKET_HEADER_SIZE)
-            .and_then(Stretch::words);
+            .and_then(GuestSlice::words);
         match words {
             Some([first, second, ..]) => PacketHeader::from_words([
                 first.load(Ordering::Relaxed),
@@ -242,7 +249,7 @@ impl Data {
     /// The word at `at`.
     #[inline]
     fn read_word(&self, at: u32) -> [u8; 8] {
-        let words = self.stretch(at, 8).and_then(Stretch::words);
+        let words = self.stretch(at, 8).and_then(GuestSlice::words);
         if let Some([word, ..]) = words {
             return word.load(Ordering::Relaxed).to_ne_bytes();
         }

@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use super::control::Words;
 use super::index::Writer;
 use super::{Data, HEADER, RingError, TRAILER, WriteError};
-use crate::mapped::Stretch;
+use crate::memory::GuestSlice;
 use crate::wire::{PACKET_HEADER_SIZE, PacketFlags, PacketHeader, PacketType};
 
 /// The host's end of the ring that the guest reads.
@@ -56,6 +56,11 @@ impl PacketMeta {
 }
 
 impl Outgoing {
+    /// Tells the memory that any page of the ring may have been written.
+    pub(super) fn mark_dirty(&self) {
+        self.data.pages.mark_dirty();
+    }
+
     pub(super) fn new(data: Data) -> Result<Self, RingError> {
         let writer = Writer::new(data.control(), data.size)?;
         Ok(Self { data, writer })
@@ -159,7 +164,7 @@ impl NewPacket {
 
     /// Fills a stretch of just the packet's size. False if it is none of words.
     #[inline]
-    fn write(self, to: Stretch<'_>, parts: &[&[u8]]) -> bool {
+    fn write(self, to: GuestSlice<'_>, parts: &[&[u8]]) -> bool {
         let Some([first, second, payload @ .., trailer]) = to.words() else {
             return false;
         };

@@ -20,7 +20,7 @@ fn memory() -> Arc<GuestMemoryMmap> {
 
 /// Two data pages each.
 fn open(memory: &Arc<GuestMemoryMmap>) -> RingPair {
-    RingPair::open(memory, &[8, 9, 10, 16, 17, 18], 3).unwrap()
+    RingPair::open(memory.clone(), &[8, 9, 10, 16, 17, 18], 3).unwrap()
 }
 
 fn word(memory: &GuestMemoryMmap, at: u64) -> u32 {
@@ -121,7 +121,7 @@ fn a_peeked_packet_stays_until_it_is_advanced_past_and_comes_again_on_rewind() {
 
 /// The same memory seen from the guest: what goes in comes out here.
 fn mirror(memory: &Arc<GuestMemoryMmap>) -> RingPair {
-    RingPair::open(memory, &[16, 17, 18, 8, 9, 10], 3).unwrap()
+    RingPair::open(memory.clone(), &[16, 17, 18, 8, 9, 10], 3).unwrap()
 }
 
 #[test]
@@ -168,15 +168,15 @@ fn rings_need_two_pages_each() {
         (0, 0),
     ] {
         let pfns: Vec<u64> = (8..8 + pages).collect();
-        let error = RingPair::open(&memory, &pfns, offset).unwrap_err();
+        let error = RingPair::open(memory.clone(), &pfns, offset).unwrap_err();
         assert!(
             matches!(error, OpenError::BadSplit { .. }),
             "{pages} {offset}"
         );
     }
-    assert!(RingPair::open(&memory, &[1, 2, 3, 4], 2).is_ok());
+    assert!(RingPair::open(memory.clone(), &[1, 2, 3, 4], 2).is_ok());
     assert!(matches!(
-        RingPair::open(&memory, &[1, 2, 3, 64], 2),
+        RingPair::open(memory.clone(), &[1, 2, 3, 64], 2),
         Err(OpenError::Map(MapError::NotMemory(64)))
     ));
 }
@@ -186,7 +186,7 @@ fn indices_left_by_the_guest_are_taken_over_or_refused() {
     let memory = memory();
     set_word(&memory, IN, 8192);
     assert!(matches!(
-        RingPair::open(&memory, &[8, 9, 10, 16, 17, 18], 3),
+        RingPair::open(memory.clone(), &[8, 9, 10, 16, 17, 18], 3),
         Err(OpenError::Ring(RingError::BadIndex { .. }))
     ));
 }
@@ -195,7 +195,7 @@ fn indices_left_by_the_guest_are_taken_over_or_refused() {
 fn one_page_for_everything_harms_nobody() {
     // Control page, data and both rings share a page: all packets are garbage.
     let memory = memory();
-    let mut rings = RingPair::open(&memory, &[8, 8, 8, 8], 2).unwrap();
+    let mut rings = RingPair::open(memory.clone(), &[8, 8, 8, 8], 2).unwrap();
     for round in 0..2000u64 {
         let _ = rings
             .outgoing
@@ -265,9 +265,9 @@ proptest! {
     ) {
         let memory = memory();
         let pfns = [40, 20, 41, 30, 8, 9];
-        let mut host = RingPair::open(&memory, &pfns, 3).unwrap();
+        let mut host = RingPair::open(memory.clone(), &pfns, 3).unwrap();
         let guest_pfns = [30, 8, 9, 40, 20, 41];
-        let mut guest = RingPair::open(&memory, &guest_pfns, 3).unwrap();
+        let mut guest = RingPair::open(memory.clone(), &guest_pfns, 3).unwrap();
         let mut expected = VecDeque::new();
         let mut next = 0;
         let mut awake = false;

@@ -14,9 +14,8 @@
 
 use std::collections::VecDeque;
 
-use vm_memory::GuestMemoryBackend;
-
 use super::{SynicError, SynicMessage, SynicRegs, VpSynic};
+use crate::memory::GuestMemory;
 use crate::wire::{Payload, Sint, VpIndex};
 
 /// The host is to raise this source, for example through its irqfd.
@@ -69,9 +68,9 @@ impl ExternalSynic {
     }
 
     /// The guest wrote SCONTROL, SIEFP or SIMP of `vp`.
-    pub fn set_regs<M: GuestMemoryBackend + ?Sized>(
+    pub fn set_regs(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         regs: SynicRegs,
     ) -> Result<(), SynicError> {
@@ -81,11 +80,7 @@ impl ExternalSynic {
     }
 
     /// The guest wrote EOM on `vp`, or may have.
-    pub fn end_of_message<M: GuestMemoryBackend + ?Sized>(
-        &mut self,
-        mem: &M,
-        vp: VpIndex,
-    ) -> Result<(), SynicError> {
+    pub fn end_of_message(&mut self, mem: &dyn GuestMemory, vp: VpIndex) -> Result<(), SynicError> {
         self.vp(vp)?.end_of_message(mem);
         self.collect(vp);
         Ok(())
@@ -95,9 +90,9 @@ impl ExternalSynic {
     ///
     /// # Errors
     /// [`SynicError::QueueFull`] if the guest does not read; the message was not taken.
-    pub fn post_message<M: GuestMemoryBackend + ?Sized>(
+    pub fn post_message(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         sint: Sint,
         message_type: u32,
@@ -112,9 +107,9 @@ impl ExternalSynic {
     }
 
     /// Sets event flag `flag` of `sint` of `vp`.
-    pub fn signal_event<M: GuestMemoryBackend + ?Sized>(
+    pub fn signal_event(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         sint: Sint,
         flag: u16,

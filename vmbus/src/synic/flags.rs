@@ -5,11 +5,10 @@
 //! interrupt: a bit that is still set belongs to an interrupt whose handler has
 //! not come to it yet.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
-
-use super::slot::AREA_SIZE;
+use super::slot;
+use crate::memory::GuestMemory;
 use crate::wire::Sint;
 
 /// Flags of one SINT.
@@ -18,23 +17,19 @@ const WORD_BITS: u16 = 64;
 
 /// Sets `bits` in word `index` of the flags of `sint` in the page at `page`.
 /// Says which were clear before; `None` if the page is not memory.
-pub(crate) fn set_bits<M>(
-    mem: &M,
-    page: GuestAddress,
+pub(crate) fn set_bits(
+    mem: &dyn GuestMemory,
+    page: u64,
     sint: Sint,
     index: u16,
     bits: u64,
-) -> Option<u64>
-where
-    M: GuestMemoryBackend + ?Sized,
-{
-    let offset = u64::from(AREA_SIZE) * u64::from(sint.number()) + u64::from(index) * 8;
-    let word = mem
-        .get_slice(GuestAddress(page.0.checked_add(offset)?), 8)
-        .ok()?;
-    let word = word.get_atomic_ref::<AtomicU64>(0).ok()?;
+) -> Option<u64> {
+    let address = slot::address(page, sint)?.checked_add(u64::from(index) * 8)?;
+    let word = mem.atomic_u64(address)?;
     // Release: whoever sees the flag sees what it announces.
-    Some(bits & !word.fetch_or(bits, Ordering::AcqRel))
+    let before = word.fetch_or(bits, Ordering::AcqRel);
+    mem.mark_dirty(address, 8);
+    Some(bits & !before)
 }
 
 /// The word and the bit of flag `flag`.

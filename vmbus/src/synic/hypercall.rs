@@ -11,9 +11,8 @@
 //!          zero   rep start zero   rep count nested zero   var. hdr  fast call code
 //! ```
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-
 use super::HvStatus;
+use crate::memory::GuestMemory;
 use crate::wire::{MAX_PAYLOAD, Payload};
 
 /// Call code of `HvPostMessage`.
@@ -70,10 +69,12 @@ pub enum Hypercall {
 /// assert_eq!(decode(&mem, 0x2, 0, 0), Err(HvStatus::INVALID_HYPERCALL_CODE));
 /// # Ok::<(), vm_memory::mmap::FromRangesError>(())
 /// ```
-pub fn decode<M>(mem: &M, control: u64, input: u64, _output: u64) -> Result<Hypercall, HvStatus>
-where
-    M: GuestMemoryBackend + ?Sized,
-{
+pub fn decode(
+    mem: &dyn GuestMemory,
+    control: u64,
+    input: u64,
+    _output: u64,
+) -> Result<Hypercall, HvStatus> {
     let control = Control(control);
     match control.call_code() {
         HV_POST_MESSAGE => {
@@ -82,14 +83,14 @@ where
                 // 16 bytes of registers cannot hold a message.
                 return Err(HvStatus::INVALID_HYPERCALL_INPUT);
             }
-            post_message(&read_input::<_, POST_MESSAGE_INPUT>(mem, input)?)
+            post_message(&read_input::<POST_MESSAGE_INPUT>(mem, input)?)
         }
         HV_SIGNAL_EVENT => {
             control.check_simple()?;
             if control.is_fast() {
                 signal_event(input)
             } else {
-                let block = read_input::<_, 8>(mem, input)?;
+                let block = read_input::<8>(mem, input)?;
                 signal_event(u64::from_le_bytes(block))
             }
         }
@@ -125,18 +126,17 @@ impl Control {
 }
 
 /// Reads the `N`-byte input block at `gpa`: 8-aligned, within one page, in memory.
-fn read_input<M, const N: usize>(mem: &M, gpa: u64) -> Result<[u8; N], HvStatus>
-where
-    M: GuestMemoryBackend + ?Sized,
-{
+fn read_input<const N: usize>(mem: &dyn GuestMemory, gpa: u64) -> Result<[u8; N], HvStatus> {
     let fits = gpa % PAGE_SIZE + N as u64 <= PAGE_SIZE;
     if !gpa.is_multiple_of(8) || !fits {
         return Err(HvStatus::INVALID_ALIGNMENT);
     }
     let mut block = [0; N];
-    mem.read_slice(&mut block, GuestAddress(gpa))
-        .map_err(|_| HvStatus::INVALID_ALIGNMENT)?;
-    Ok(block)
+    if mem.read(gpa, &mut block) {
+        Ok(block)
+    } else {
+        Err(HvStatus::INVALID_ALIGNMENT)
+    }
 }
 
 /// Connection id, reserved, message type, payload size, payload.

@@ -15,7 +15,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice, bitmap::MS};
+use crate::memory::{GuestMemory, GuestSlice};
 
 use super::SynicMessage;
 use crate::wire::Sint;
@@ -64,57 +64,51 @@ fn try_fill(slot: &impl SlotWords, message: &SynicMessage, more: bool) -> bool {
 }
 
 /// A slot in guest memory.
-pub(crate) struct GuestSlot<'a, M: GuestMemoryBackend + ?Sized> {
-    bytes: VolatileSlice<'a, MS<'a, M>>,
+pub(crate) struct GuestSlot<'a> {
+    bytes: GuestSlice<'a>,
+    message_type: &'a AtomicU32,
+    /// Size and flags.
+    header: &'a AtomicU32,
 }
 
-impl<'a, M: GuestMemoryBackend + ?Sized> GuestSlot<'a, M> {
+impl<'a> GuestSlot<'a> {
     /// The slot of `sint` in the message page at `page`; `None` if that is not memory.
-    pub(crate) fn new(mem: &'a M, page: GuestAddress, sint: Sint) -> Option<Self> {
-        let offset = u64::from(AREA_SIZE) * u64::from(sint.number());
-        let start = GuestAddress(page.0.checked_add(offset)?);
-        let bytes = mem.get_slice(start, usize::from(AREA_SIZE)).ok()?;
-        let slot = Self { bytes };
-        // Every later access is to one of these two words or to the body, so
-        // that none of them can fail once this has worked.
-        (slot.word(0).is_some() && slot.word(4).is_some()).then_some(slot)
-    }
-
-    fn word(&self, offset: usize) -> Option<&AtomicU32> {
-        use vm_memory::VolatileMemory;
-        self.bytes.get_atomic_ref(offset).ok()
+    pub(crate) fn new(mem: &'a dyn GuestMemory, page: u64, sint: Sint) -> Option<Self> {
+        let bytes = mem.slice(address(page, sint)?, usize::from(AREA_SIZE))?;
+        Some(Self {
+            message_type: bytes.atomic_u32(0)?,
+            header: bytes.atomic_u32(4)?,
+            bytes,
+        })
     }
 }
 
-impl<M: GuestMemoryBackend + ?Sized> SlotWords for GuestSlot<'_, M> {
+/// Where the slot of `sint` begins in the message page at `page`.
+pub(crate) fn address(page: u64, sint: Sint) -> Option<u64> {
+    page.checked_add(u64::from(AREA_SIZE) * u64::from(sint.number()))
+}
+
+impl SlotWords for GuestSlot<'_> {
     fn load_type(&self) -> u32 {
-        self.word(0).map_or(0, |word| word.load(Ordering::Acquire))
+        self.message_type.load(Ordering::Acquire)
     }
 
     fn store_body(&self, message: &SynicMessage, pending: bool) {
         let payload = message.payload();
         let flags = if pending { PENDING } else { 0 };
-        if let Some(word) = self.word(4) {
-            word.store(u32::from(payload.len()) | flags, Ordering::Relaxed);
-        }
-        if let Ok(sender) = self.bytes.offset(8) {
-            sender.copy_from(&SENDER.to_le_bytes());
-        }
-        if let Ok(body) = self.bytes.offset(16) {
-            body.copy_from(payload.as_slice());
-        }
+        let header = u32::from(payload.len()) | flags;
+        self.header.store(header, Ordering::Relaxed);
+        // A payload has at most 240 bytes: both are within the slot.
+        self.bytes.write(8, &SENDER.to_le_bytes());
+        self.bytes.write(16, payload.as_slice());
     }
 
     fn store_type(&self, message_type: u32) {
-        if let Some(word) = self.word(0) {
-            word.store(message_type, Ordering::Release);
-        }
+        self.message_type.store(message_type, Ordering::Release);
     }
 
     fn set_pending(&self) {
-        if let Some(word) = self.word(4) {
-            word.fetch_or(PENDING, Ordering::AcqRel);
-        }
+        self.header.fetch_or(PENDING, Ordering::AcqRel);
     }
 
     fn barrier(&self) {

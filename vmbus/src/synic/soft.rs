@@ -12,9 +12,8 @@
 
 use std::collections::VecDeque;
 
-use vm_memory::GuestMemoryBackend;
-
 use super::{SynicError, SynicMessage, SynicRegs, VpSynic};
+use crate::memory::GuestMemory;
 use crate::wire::{Payload, Sint, VpIndex};
 
 /// The MSRs of the SynIC.
@@ -195,9 +194,9 @@ impl SoftSynic {
 
     /// The guest writes an MSR. On error it gets #GP, unless the MSR is not
     /// ours and another part of the host knows it.
-    pub fn write_msr<M: GuestMemoryBackend + ?Sized>(
+    pub fn write_msr(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         index: u32,
         value: u64,
@@ -251,9 +250,9 @@ impl SoftSynic {
     ///
     /// # Errors
     /// [`SynicError::QueueFull`] if the guest does not read; the message was not taken.
-    pub fn post_message<M: GuestMemoryBackend + ?Sized>(
+    pub fn post_message(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         sint: Sint,
         message_type: u32,
@@ -268,9 +267,9 @@ impl SoftSynic {
     }
 
     /// Sets event flag `flag` of `sint` of `vp`.
-    pub fn signal_event<M: GuestMemoryBackend + ?Sized>(
+    pub fn signal_event(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         vp: VpIndex,
         sint: Sint,
         flag: u16,

@@ -13,10 +13,9 @@
 
 use std::collections::VecDeque;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
 use super::flags::{self, FLAGS_PER_SINT, HeldFlags};
-use super::slot::{self, GuestSlot};
+use super::slot::{self, AREA_SIZE, GuestSlot};
+use crate::memory::GuestMemory;
 use crate::wire::{Payload, Sint};
 
 /// The most messages that wait for one virtual processor.
@@ -100,17 +99,17 @@ impl SynicRegs {
     const ENABLE: u64 = 1;
     const PAGE: u64 = !0xfff;
 
-    fn message_page(&self) -> Option<GuestAddress> {
+    fn message_page(&self) -> Option<u64> {
         self.page(self.simp)
     }
 
-    fn flags_page(&self) -> Option<GuestAddress> {
+    fn flags_page(&self) -> Option<u64> {
         self.page(self.siefp)
     }
 
-    fn page(&self, register: u64) -> Option<GuestAddress> {
+    fn page(&self, register: u64) -> Option<u64> {
         let enabled = self.scontrol & register & Self::ENABLE != 0;
-        enabled.then_some(GuestAddress(register & Self::PAGE))
+        enabled.then_some(register & Self::PAGE)
     }
 }
 
@@ -147,23 +146,19 @@ impl VpSynic {
     }
 
     /// Takes new register values and sends what they open the way for.
-    pub fn set_regs<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M, regs: SynicRegs) {
+    pub fn set_regs(&mut self, mem: &dyn GuestMemory, regs: SynicRegs) {
         self.regs = regs;
         self.pump(mem);
     }
 
     /// Takes a new mask of open SINTs and sends what it opens the way for.
-    pub fn set_open_sints<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M, open: u16) {
+    pub fn set_open_sints(&mut self, mem: &dyn GuestMemory, open: u16) {
         self.open_sints = open;
         self.pump(mem);
     }
 
     /// Sends `message`, now or as soon as the guest lets us.
-    pub fn post<M: GuestMemoryBackend + ?Sized>(
-        &mut self,
-        mem: &M,
-        message: SynicMessage,
-    ) -> Result<(), SynicError> {
+    pub fn post(&mut self, mem: &dyn GuestMemory, message: SynicMessage) -> Result<(), SynicError> {
         if self.queue.len() >= MAX_QUEUED_MESSAGES {
             return Err(SynicError::QueueFull);
         }
@@ -176,9 +171,9 @@ impl VpSynic {
     }
 
     /// Sets event flag `flag` of `sint`, now or as soon as the guest lets us.
-    pub fn signal<M: GuestMemoryBackend + ?Sized>(
+    pub fn signal(
         &mut self,
-        mem: &M,
+        mem: &dyn GuestMemory,
         sint: Sint,
         flag: u16,
     ) -> Result<(), SynicError> {
@@ -200,7 +195,7 @@ impl VpSynic {
     }
 
     /// The guest wrote EOM: a slot may be free.
-    pub fn end_of_message<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M) {
+    pub fn end_of_message(&mut self, mem: &dyn GuestMemory) {
         self.pump_messages(mem);
     }
 
@@ -233,12 +228,12 @@ impl VpSynic {
         self.raised |= bit(sint);
     }
 
-    fn pump<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M) {
+    fn pump(&mut self, mem: &dyn GuestMemory) {
         self.pump_messages(mem);
         self.pump_flags(mem);
     }
 
-    fn pump_messages<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M) {
+    fn pump_messages(&mut self, mem: &dyn GuestMemory) {
         let Some(page) = self.regs.message_page() else {
             return;
         };
@@ -250,7 +245,11 @@ impl VpSynic {
             let Some(slot) = GuestSlot::new(mem, page, sint) else {
                 return;
             };
-            if !slot::deliver(&slot, message, self.queue.len() > 1) {
+            let delivered = slot::deliver(&slot, message, self.queue.len() > 1);
+            if let Some(address) = slot::address(page, sint) {
+                mem.mark_dirty(address, usize::from(AREA_SIZE));
+            }
+            if !delivered {
                 return;
             }
             self.queue.pop_front();
@@ -258,7 +257,7 @@ impl VpSynic {
         }
     }
 
-    fn pump_flags<M: GuestMemoryBackend + ?Sized>(&mut self, mem: &M) {
+    fn pump_flags(&mut self, mem: &dyn GuestMemory) {
         let Some(page) = self.regs.flags_page() else {
             return;
         };

@@ -23,7 +23,6 @@ use crate::api::types::{Answer, BusStatus, ServiceEntry, VmState, VmStatus, answ
 use crate::api::{Call, Op, Reply};
 use crate::cli::TestDevice;
 use crate::hyperv::{FromGuest, Hyperv};
-use crate::memory::GuestMemory;
 use crate::services::Services;
 use crate::trace::Trace;
 use crate::vsock::Sockets;
@@ -46,7 +45,7 @@ const PASSES: usize = 4;
 
 /// The bus and what is on it, as the thread has them.
 pub(super) struct Loop {
-    pub(super) host: Host<GuestMemory>,
+    pub(super) host: Host,
     pub(super) services: Services,
     pub(super) asked: Asked,
     pub(super) calls: Receiver<BusCall>,

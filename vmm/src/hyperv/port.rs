@@ -21,7 +21,6 @@ use vmbus::synic::{HvStatus, VMBUS_MESSAGE_TYPE};
 use vmbus::wire::Payload;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestMemory;
 use crate::sys;
 
 /// Messages on their way to the bus thread. A guest that posts more is told to
@@ -91,9 +90,7 @@ impl BusPort {
 
     /// HvPostMessage.
     pub fn post(&self, connection_id: u32, message_type: u32, payload: Payload) -> HvStatus {
-        if !Bus::<GuestMemory>::is_message_connection(connection_id)
-            || message_type != VMBUS_MESSAGE_TYPE
-        {
+        if !Bus::is_message_connection(connection_id) || message_type != VMBUS_MESSAGE_TYPE {
             return HvStatus::INVALID_CONNECTION_ID;
         }
         let starts_over = SESSION_MESSAGES

@@ -32,7 +32,6 @@ use vmbus::hvsock::{Socket, port_of};
 use vmbus::wire::{Guid, Relid, TlConnectRequest};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::memory::GuestMemory;
 use crate::services::RESUME;
 use crate::sys;
 use greeting::{Greeting, Heard, Wanted};
@@ -40,7 +39,7 @@ use registry::{Registry, ServiceName};
 pub use service::{SocketSettings, Sockets};
 use stream::{Signs, UnixEnd};
 
-type Bus = Host<GuestMemory>;
+type Bus = Host;
 
 /// Clients that have not said yet what they want. When there are more, the one
 /// that has been silent the longest has to go.

@@ -23,10 +23,9 @@ use crate::api::types::{Answer, ApiError, ServiceEntry, answer};
 use crate::api::{Call, Op};
 use crate::events::{Event, EventHub};
 use crate::hvsocket::is_listening;
-use crate::memory::GuestMemory;
 use crate::services::SharedSet;
 
-type Bus = Host<GuestMemory>;
+type Bus = Host;
 
 /// The first version of the protocol that has them.
 const FIRST_VERSION: ProtocolVersion = ProtocolVersion::V4_0;

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_memory::VolatileSlice;
 use vmbus::hvsock::{Stream, StreamError};
+use vmbus::memory::GuestSlice;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::sys;
@@ -178,8 +178,8 @@ impl Stream for UnixEnd {
         self.written(data.len(), |mut socket| socket.write(data))
     }
 
-    fn write_pieces(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<usize, StreamError> {
-        let all = pieces.iter().map(VolatileSlice::len).sum();
+    fn write_pieces(&mut self, pieces: &[GuestSlice<'_>]) -> Result<usize, StreamError> {
+        let all = pieces.iter().map(GuestSlice::len).sum();
         self.written(all, |socket| sys::write_volatile(socket, pieces))
     }
 
@@ -288,7 +288,7 @@ mod tests {
     fn pieces_are_one_write() {
         let (mut end, _, mut peer) = end();
         let (mut first, mut second) = (*b"ab", *b"cde");
-        let pieces = [&mut first[..], &mut second].map(VolatileSlice::from);
+        let pieces = [&mut first[..], &mut second].map(GuestSlice::from);
         assert_eq!(end.write_pieces(&pieces), Ok(5));
         let mut bytes = [0; 10];
         assert_eq!(peer.read(&mut bytes).unwrap(), 5);

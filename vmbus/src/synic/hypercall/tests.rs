@@ -2,7 +2,7 @@
 //! Literal registers and bytes for [`super::decode`].
 
 use super::*;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const FAST: u64 = 1 << 16;
 

@@ -2,7 +2,7 @@
 //! The slot algorithm step by step, with the guest's moves written out.
 
 use super::*;
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const SIMP: u64 = 0x8000;
 const SIEFP: u64 = 0x9000;

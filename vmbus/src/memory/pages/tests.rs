@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use vm_memory::{Bytes, GuestMemoryMmap};
+use ::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -21,6 +21,11 @@ fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
 }
 
+fn map(memory: &Arc<GuestMemoryMmap>, pfns: &[u64]) -> Result<GuestPages, MapError> {
+    let memory: Arc<dyn GuestMemory> = memory.clone();
+    GuestPages::map(&memory, pfns)
+}
+
 #[test]
 fn neighbouring_pages_of_a_region_are_one_run() {
     for (pfns, runs) in [
@@ -30,7 +35,7 @@ fn neighbouring_pages_of_a_region_are_one_run() {
         (&[2, 2, 3], 2),
         (&[6, 7, 8, 9], 4), // crosses into another region
     ] {
-        let pages = GuestPages::map(&memory(), pfns).unwrap();
+        let pages = map(&memory(), pfns).unwrap();
         assert_eq!(pages.runs(), runs, "{pfns:?}");
         assert_eq!(pages.len(), pfns.len() * PAGE_SIZE);
     }
@@ -39,7 +44,7 @@ fn neighbouring_pages_of_a_region_are_one_run() {
 #[test]
 fn bytes_land_in_the_pages_of_the_list_whatever_their_order() {
     let memory = memory();
-    let pages = GuestPages::map(&memory, &[5, 33, 2, 3, 8]).unwrap();
+    let pages = map(&memory, &[5, 33, 2, 3, 8]).unwrap();
     let bytes: Vec<u8> = (0..5 * PAGE_SIZE)
         .map(|i| u8::try_from(i % 251).unwrap())
         .collect();
@@ -81,7 +86,7 @@ fn bytes_land_in_the_pages_of_the_list_whatever_their_order() {
 
 #[test]
 fn a_page_listed_twice_is_the_same_memory() {
-    let pages = GuestPages::map(&memory(), &[4, 4]).unwrap();
+    let pages = map(&memory(), &[4, 4]).unwrap();
     assert!(pages.write(8, &[77; 8]));
     let words = pages.stretch(PAGE_SIZE, 64).unwrap().words().unwrap();
     assert_eq!(
@@ -92,7 +97,7 @@ fn a_page_listed_twice_is_the_same_memory() {
 
 #[test]
 fn nothing_is_reachable_behind_the_end() {
-    let pages = GuestPages::map(&memory(), &[1, 3]).unwrap();
+    let pages = map(&memory(), &[1, 3]).unwrap();
     let end = pages.len();
     assert!(!pages.write(end - 8, &[1; 9]));
     assert!(!pages.read(end, &mut [0]));
@@ -111,7 +116,7 @@ fn nothing_is_reachable_behind_the_end() {
 
 #[test]
 fn copies_of_every_length_move_their_bytes_and_no_others() {
-    let pages = GuestPages::map(&memory(), &[1, 2, 3, 4]).unwrap();
+    let pages = map(&memory(), &[1, 2, 3, 4]).unwrap();
     let bytes: Vec<u8> = (1..=251).cycle().take(10_000).collect();
     let lengths = (0..200).chain(2040..2060).chain(4090..4100).chain([10_000]);
     // Miri takes many seconds for each: the shortest, one between, the longest.
@@ -133,17 +138,14 @@ fn copies_of_every_length_move_their_bytes_and_no_others() {
 
 #[test]
 fn an_empty_list_is_refused() {
-    assert_eq!(
-        GuestPages::map(&memory(), &[]).unwrap_err(),
-        MapError::Empty
-    );
+    assert_eq!(map(&memory(), &[]).unwrap_err(), MapError::Empty);
 }
 
 #[test]
 fn pages_outside_memory_are_refused() {
     for pfn in [16, 31, 36, 1 << 52, u64::MAX] {
         assert_eq!(
-            GuestPages::map(&memory(), &[1, pfn]).unwrap_err(),
+            map(&memory(), &[1, pfn]).unwrap_err(),
             MapError::NotMemory(pfn)
         );
     }
@@ -152,7 +154,7 @@ fn pages_outside_memory_are_refused() {
 #[test]
 fn the_memory_outlives_its_other_owners() {
     let memory = memory();
-    let pages = GuestPages::map(&memory, &[1]).unwrap();
+    let pages = map(&memory, &[1]).unwrap();
     drop(memory);
     assert!(pages.write(0, &[5; 8]));
     let mut back = [0; 16];

@@ -1,28 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Contiguous guest memory: as bytes to copy, or as words.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
-
-use vm_memory::VolatileSlice;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 /// The longest piece that is left to one `memcpy`. For more than this some of
 /// them turn to `rep movsb`, which takes up to three times as long on CPUs that
 /// compare addresses modulo a page.
 const PIECE: usize = 2048;
 
-/// Contiguous bytes of guest memory, for as long as the pages are borrowed.
+/// Contiguous bytes of guest memory. The guest can change them at any time: they are
+/// copied, or given to system calls that take them from where they are.
+///
+/// It has the layout of the C library's `iovec`: an address, then a length.
 #[derive(Clone, Copy)]
-pub(crate) struct Stretch<'a> {
+#[repr(C)]
+pub struct GuestSlice<'a> {
     host: NonNull<u8>,
     /// Bytes that are mapped from `host` on.
     len: usize,
-    pages: PhantomData<&'a ()>,
+    memory: PhantomData<&'a ()>,
 }
 
-impl<'a> Stretch<'a> {
+impl<'a> GuestSlice<'a> {
+    /// No bytes.
+    pub const EMPTY: Self = Self {
+        host: NonNull::dangling(),
+        len: 0,
+        memory: PhantomData,
+    };
+
     /// # Safety
     /// `len` bytes of guest memory are mapped at `host` for as long as `'a`.
     #[inline]
@@ -30,8 +40,45 @@ impl<'a> Stretch<'a> {
         Self {
             host,
             len,
-            pages: PhantomData,
+            memory: PhantomData,
         }
+    }
+
+    /// How many bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where they are in this process.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.host.as_ptr()
+    }
+
+    /// The bytes from `at` on; `None` if there are not so many.
+    #[inline]
+    pub fn skip(&self, at: usize) -> Option<Self> {
+        let host = self.span(at, 0)?;
+        // SAFETY: `at` is at most the slice's length, and what is behind it is
+        // mapped as the slice is.
+        Some(unsafe { Self::new(host, self.len - at) })
+    }
+
+    /// Copies as many bytes as there are, or as `to` has room for. Says how many.
+    #[inline]
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        let len = self.len.min(to.len());
+        to.get_mut(..len).map_or(0, |to| {
+            self.read(0, to);
+            len
+        })
     }
 
     /// Its whole words, if it begins at a multiple of 8.
@@ -46,12 +93,18 @@ impl<'a> Stretch<'a> {
         Some(unsafe { slice::from_raw_parts(first.as_ptr(), self.len / size_of::<u64>()) })
     }
 
-    /// All of it, for who takes bytes from where they are.
-    #[inline]
-    pub(crate) fn volatile(self) -> VolatileSlice<'a> {
-        // SAFETY: so many bytes are mapped for 'a. Whoever has the slice can only
-        // access them as what may change at any time.
-        unsafe { VolatileSlice::new(self.host.as_ptr(), self.len) }
+    /// The 64-bit word at `at`, if it is all there, and aligned.
+    pub(crate) fn atomic_u64(self, at: usize) -> Option<&'a AtomicU64> {
+        let word = self.span(at, size_of::<u64>())?.cast::<AtomicU64>();
+        // SAFETY: as in `words`.
+        word.is_aligned().then(|| unsafe { word.as_ref() })
+    }
+
+    /// The 32-bit word at `at`, if it is all there, and aligned.
+    pub(crate) fn atomic_u32(self, at: usize) -> Option<&'a AtomicU32> {
+        let word = self.span(at, size_of::<u32>())?.cast::<AtomicU32>();
+        // SAFETY: as in `words`.
+        word.is_aligned().then(|| unsafe { word.as_ref() })
     }
 
     /// Copies from `at` into `to`; false if it is not all there.
@@ -88,9 +141,24 @@ impl<'a> Stretch<'a> {
         if at > self.len || len > self.len - at {
             return None;
         }
-        // SAFETY: `at` is at most the stretch's length, so the result is inside
+        // SAFETY: `at` is at most the slice's length, so the result is inside
         // it or at its end.
         Some(unsafe { self.host.add(at) })
+    }
+}
+
+impl<'a> From<&'a mut [u8]> for GuestSlice<'a> {
+    /// Bytes of the host's in the place of a guest's, for tests.
+    fn from(bytes: &'a mut [u8]) -> Self {
+        let (len, memory) = (bytes.len(), PhantomData);
+        let host = NonNull::from(bytes).cast();
+        Self { host, len, memory }
+    }
+}
+
+impl fmt::Debug for GuestSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GuestSlice({} bytes)", self.len)
     }
 }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest pages as host memory, resolved once. With `stretch`, the only unsafe code of
-//! the crate.
+//! Lists of guest pages as host memory, resolved once.
 //!
 //! A ring is a list of guest pages, in any order, some perhaps twice. Looking up
 //! each access in the memory map would cost more than the copy, so a channel's
@@ -14,35 +13,26 @@
 //! ```
 //!
 //! What makes this sound:
-//! * **Lifetime.** [`GuestPages`] owns a reference to the memory object and the
-//!   pointer guards that it gave out. A `GuestMemoryBackend` may not change while
-//!   it is borrowed, and a shared owner keeps it from being mutably borrowed, so
-//!   the addresses stay mapped for as long as the struct lives.
+//! * **Lifetime.** [`GuestPages`] owns a reference to the memory object, whose
+//!   addresses stay mapped for as long as it lives ([`GuestMemory`]'s promise).
 //! * **Bounds.** An address is only ever formed from a page of the table and a
 //!   length that was compared with the rest of that page's run.
 //! * **A guest that writes at the same time.** Control words, and the words of
 //!   packets' headers, are atomics, and each is loaded once. Payloads are copied
 //!   into host buffers, and a compiler fence behind the copy keeps the optimiser
 //!   from reading guest memory again in the copy's place, or are handed to a system
-//!   call as `VolatileSlice`s. No reference to guest bytes other than to atomics is
+//!   call as [`GuestSlice`]s. No reference to guest bytes other than to atomics is
 //!   ever made. Torn bytes are possible and harmless: they are what a
 //!   guest that writes at the wrong moment has sent.
 
-mod stretch;
-
-use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use vm_memory::volatile_memory::PtrGuardMut;
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use super::{GuestMemory, GuestSlice, PAGE_SIZE, page_address};
 
-pub(crate) use stretch::Stretch;
-
-/// Bytes of a page of the bus, whatever the host's pages are.
-pub(crate) const PAGE_SIZE: usize = 4096;
 const PAGE_MASK: usize = PAGE_SIZE - 1;
 const PAGE_SHIFT: u32 = 12;
 
@@ -87,48 +77,53 @@ pub(crate) struct GuestPages {
     pages: Box<[Page]>,
     /// The first page.
     control: NonNull<ControlBlock>,
-    // Held, not used: dropped after `pages`, in this order.
-    #[cfg_attr(not(test), allow(dead_code))]
-    guards: Vec<PtrGuardMut>,
-    _memory: Arc<dyn Any + Send + Sync>,
+    /// Runs of guest pages: address and bytes of each. Few, as a rule.
+    runs: Box<[(u64, usize)]>,
+    // Dropped last.
+    memory: Arc<dyn GuestMemory>,
 }
 
 // SAFETY: the pointers lead to guest memory, which belongs to no thread: every
 // vCPU and the host access it at any time, in the ways the module docs describe.
-// The guards are addresses and lengths; the memory object itself is Send + Sync.
+// The memory object itself is Send + Sync.
 unsafe impl Send for GuestPages {}
 
 impl GuestPages {
     /// Resolves the pages numbered `pfns`.
-    pub(crate) fn map<M>(memory: &Arc<M>, pfns: &[u64]) -> Result<Self, MapError>
-    where
-        M: GuestMemoryBackend + Send + Sync + 'static,
-    {
+    pub(crate) fn map(memory: &Arc<dyn GuestMemory>, pfns: &[u64]) -> Result<Self, MapError> {
         let mut pages = Vec::with_capacity(pfns.len());
-        let mut guards = Vec::new();
+        let mut runs = Vec::new();
         let neighbours = |a: &u64, b: &u64| a.checked_add(1) == Some(*b);
         for run in pfns.chunk_by(neighbours) {
             // A run that crosses from one region into the next is no run of host
             // memory: take its pages one by one.
-            if map_run(&**memory, run, &mut pages, &mut guards).is_err() {
+            if map_run(&**memory, run, &mut pages, &mut runs).is_err() {
                 for pfn in run {
-                    map_run(
-                        &**memory,
-                        std::slice::from_ref(pfn),
-                        &mut pages,
-                        &mut guards,
-                    )?;
+                    map_run(&**memory, slice::from_ref(pfn), &mut pages, &mut runs)?;
                 }
             }
         }
-        guards.shrink_to_fit();
         let first: &Page = pages.first().ok_or(MapError::Empty)?;
         Ok(Self {
             control: first.host.cast(),
             pages: pages.into(),
-            guards,
-            _memory: Arc::clone(memory) as Arc<dyn Any + Send + Sync>,
+            runs: runs.into(),
+            memory: Arc::clone(memory),
         })
+    }
+
+    /// The host has written to any of them, or may have.
+    pub(crate) fn mark_dirty(&self) {
+        for (address, len) in &self.runs {
+            self.memory.mark_dirty(*address, *len);
+        }
+    }
+
+    /// The host has written control words, or may have.
+    pub(crate) fn mark_control_dirty(&self) {
+        if let Some((address, _)) = self.runs.first() {
+            self.memory.mark_dirty(*address, size_of::<ControlBlock>());
+        }
     }
 
     /// Bytes of all pages together.
@@ -140,7 +135,7 @@ impl GuestPages {
     /// Stretches of contiguous host memory.
     #[cfg(test)]
     pub(crate) fn runs(&self) -> usize {
-        self.guards.len()
+        self.runs.len()
     }
 
     /// The first page as control words.
@@ -212,15 +207,14 @@ impl GuestPages {
     /// What lies together in host memory from `offset` on, `most` bytes at most;
     /// nothing behind the end.
     #[inline]
-    pub(crate) fn piece(&self, offset: usize, most: usize) -> Option<VolatileSlice<'_>> {
+    pub(crate) fn piece(&self, offset: usize, most: usize) -> Option<GuestSlice<'_>> {
         let len = self.contiguous(offset).min(most);
-        let stretch = self.stretch(offset, len).filter(|_| len != 0)?;
-        Some(stretch.volatile())
+        self.stretch(offset, len).filter(|_| len != 0)
     }
 
     /// The `len` bytes at `offset`, if they are one stretch of host memory.
     #[inline]
-    pub(crate) fn stretch(&self, offset: usize, len: usize) -> Option<Stretch<'_>> {
+    pub(crate) fn stretch(&self, offset: usize, len: usize) -> Option<GuestSlice<'_>> {
         let page = self.pages.get(offset >> PAGE_SHIFT)?;
         let within = offset & PAGE_MASK;
         if len > page.run - within {
@@ -231,7 +225,7 @@ impl GuestPages {
         let host = unsafe { page.host.add(within) };
         // SAFETY: the run has `len` bytes from there on, which stay mapped for as
         // long as self lives.
-        Some(unsafe { Stretch::new(host, len) })
+        Some(unsafe { GuestSlice::new(host, len) })
     }
 }
 
@@ -242,37 +236,30 @@ impl fmt::Debug for GuestPages {
 }
 
 /// Resolves a run of neighbouring pages within one region.
-fn map_run<M: GuestMemoryBackend>(
-    memory: &M,
+fn map_run(
+    memory: &dyn GuestMemory,
     run: &[u64],
     pages: &mut Vec<Page>,
-    guards: &mut Vec<PtrGuardMut>,
+    runs: &mut Vec<(u64, usize)>,
 ) -> Result<(), MapError> {
     let first = run.first().copied().unwrap_or(0);
     let missing = MapError::NotMemory(first);
     let len = run.len() * PAGE_SIZE;
-    let start = first
-        .checked_mul(PAGE_SIZE as u64)
-        .map(GuestAddress)
-        .ok_or(missing)?;
-    let slice = memory.get_slice(start, len).map_err(|_| missing)?;
-    let guard = slice.ptr_guard_mut();
-    let host = NonNull::new(guard.as_ptr())
-        .filter(|_| slice.len() == len)
-        .ok_or(missing)?;
+    let start = page_address(first).ok_or(missing)?;
+    let host = memory.host_address(start, len).ok_or(missing)?;
     if !host.cast::<u64>().is_aligned() {
         return Err(MapError::Misaligned(first));
     }
     for index in 0..run.len() {
         let offset = index * PAGE_SIZE;
         pages.push(Page {
-            // SAFETY: `offset` is less than `len`, and the slice has `len` bytes
-            // in one region, which is one mapping.
+            // SAFETY: `offset` is less than `len`, and the memory vouches for `len`
+            // bytes that lie together.
             host: unsafe { host.add(offset) },
             run: len - offset,
         });
     }
-    guards.push(guard);
+    runs.push((start, len));
     Ok(())
 }
 

@@ -14,7 +14,6 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ics_devices::fcopy::Target;
 use ics_devices::kvp::{Key, Pool, Value};
 use ics_devices::{Fcopy, Kvp, KvpAnswer, KvpRequest, NewFile};
-use vmbus::host::Device;
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
 use vmbus::memory::GuestSlice;
 use vmbus::mock::{MockGuest, QuickChannel};
@@ -36,11 +35,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn open(device: Box<dyn Device>, pages: u64) -> Self {
+    fn open(offer: impl FnOnce(&mut MockGuest) -> Relid, pages: u64) -> Self {
         let mut guest = MockGuest::new(1);
         assert!(guest.connect(ProtocolVersion::V5_3));
         guest.request_offers();
-        let relid = guest.offer(device);
+        let relid = offer(&mut guest);
         while guest.recv().is_some() {}
         let channel = guest.open_quick(relid, pages).unwrap();
         Self {
@@ -107,7 +106,7 @@ fn serve_items(guest: &mut Guest) {
 
 fn kvp(c: &mut Criterion) {
     let items = (0..ITEMS).map(|n| (key(n), Value::text("some value").unwrap()));
-    let mut guest = Guest::open(Box::new(Kvp::new(items)), 4);
+    let mut guest = Guest::open(|guest| guest.offer(Box::new(Kvp::new(items))), 4);
     guest.negotiate([3, 0, 4, 0]);
     serve_items(&mut guest);
     let relid = guest.relid();
@@ -145,7 +144,7 @@ fn asked(guest: &mut Guest, relid: Relid, request: KvpRequest) -> KvpAnswer {
 }
 
 fn fcopy(c: &mut Criterion) {
-    let mut guest = Guest::open(Box::new(Fcopy::new()), 8);
+    let mut guest = Guest::open(|guest| guest.offer(Box::new(Fcopy::new())), 8);
     guest.negotiate([3, 0, 1, 1]);
     let relid = guest.relid();
     // It looks whether there is a daemon.
@@ -238,7 +237,10 @@ fn sockets(c: &mut Criterion) {
         let end = Box::new(End { left, echo });
         let (service, instance) = (service_of_port(5000), service_of_port(6000));
         let socket = Socket::connecting(Duration::ZERO, service, instance, end);
-        Guest::open(Box::new(socket), SOCKET_PAGES)
+        Guest::open(
+            |guest| guest.offer_streaming(Box::new(socket)),
+            SOCKET_PAGES,
+        )
     };
     let mut group = c.benchmark_group("hv_sock");
     group.throughput(Throughput::Bytes(WRITE as u64));

@@ -260,7 +260,7 @@ impl Fuzz {
             assert_eq!(self.guest.take_connects(), [request]);
             Socket::accepting(now, &request, stream)
         };
-        let relid = self.guest.offer(Box::new(socket));
+        let relid = self.guest.offer_streaming(Box::new(socket));
         while self.guest.recv().is_some() {}
         self.connections[slot] = Some(Connection {
             relid,

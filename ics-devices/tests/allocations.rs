@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use ics_devices::fcopy::Target;
 use ics_devices::{Fcopy, Heartbeat, NewFile};
-use vmbus::host::{Device, EchoDevice, Host};
+use vmbus::host::{EchoDevice, Host};
 use vmbus::hvsock::{Socket, Stream, StreamError, service_of_port};
 use vmbus::memory::GuestSlice;
 use vmbus::mock::{MockGuest, QuickChannel};
+use vmbus::wire::Relid;
 use vmbus::wire::{PipeHeader, ProtocolVersion};
 
 struct Counting;
@@ -52,11 +53,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn open(device: Box<dyn Device>) -> Self {
+    fn open(offer: impl FnOnce(&mut MockGuest) -> Relid) -> Self {
         let mut guest = MockGuest::new(1);
         assert!(guest.connect(ProtocolVersion::V5_3));
         guest.request_offers();
-        let relid = guest.offer(device);
+        let relid = offer(&mut guest);
         while guest.recv().is_some() {}
         let channel = guest.open_quick(relid, 16).unwrap();
         Self {
@@ -125,7 +126,7 @@ fn the_counter_counts() {
 
 #[test]
 fn packets_of_all_sizes_pass_a_device_without_allocations() {
-    let mut guest = Guest::open(Box::new(EchoDevice::default()));
+    let mut guest = Guest::open(|guest| guest.offer(Box::new(EchoDevice::default())));
     let data = [7; 16384];
     let mut sizes = [0, 7, 16, 64, 4096, 16384].into_iter().cycle();
     let count = allocations(|| {
@@ -163,7 +164,7 @@ impl Stream for End {
 fn streams_run_both_ways_without_allocations() {
     let (service, instance) = (service_of_port(1), service_of_port(2));
     let socket = Socket::connecting(Duration::ZERO, service, instance, Box::new(End));
-    let mut guest = Guest::open(Box::new(socket));
+    let mut guest = Guest::open(|guest| guest.offer_streaming(Box::new(socket)));
     let header = PipeHeader::data(4096).to_bytes();
     let count = allocations(|| {
         guest.send(&[&header, &[7; 4096]]);
@@ -176,7 +177,7 @@ fn streams_run_both_ways_without_allocations() {
 
 #[test]
 fn heartbeats_take_no_allocations() {
-    let mut guest = Guest::open(Box::new(Heartbeat::new()));
+    let mut guest = Guest::open(|guest| guest.offer(Box::new(Heartbeat::new())));
     guest.negotiate([3, 0, 0, 0, 3, 0, 0, 0]);
     let mut beats = 0;
     let count = allocations(|| {
@@ -194,7 +195,7 @@ fn heartbeats_take_no_allocations() {
 
 #[test]
 fn fragments_of_a_file_take_no_allocations() {
-    let mut guest = Guest::open(Box::new(Fcopy::new()));
+    let mut guest = Guest::open(|guest| guest.offer(Box::new(Fcopy::new())));
     guest.negotiate([3, 0, 0, 0, 1, 0, 1, 0]);
     let relid = guest.channel.relid;
     // It looks whether there is a daemon, which says that / exists.

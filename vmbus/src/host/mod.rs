@@ -28,6 +28,7 @@ mod channel;
 mod device;
 mod echo;
 mod serve;
+mod streaming;
 mod trace;
 
 use std::any::Any;
@@ -42,9 +43,11 @@ use crate::memory::GuestMemory;
 use crate::synic::HvStatus;
 use crate::wire::{GuestMessage, Relid, TlConnectRequest};
 pub use channel::{Channel, SendError};
-pub use device::{Batch, Device, DeviceError, Flow, MAX_BATCH, Packet};
+use device::AnyDevice;
+pub use device::{Device, DeviceError, Flow, Packet};
 pub use echo::{ECHO_INSTANCE, ECHO_TYPE, EchoDevice};
 use serve::{OpenChannel, Scratch, Served};
+pub use streaming::{Batch, MAX_BATCH, StreamingDevice};
 pub use trace::{TraceEvent, Tracer};
 
 /// Packets of one channel that are served before the others get their turn.
@@ -54,7 +57,7 @@ pub const MAX_PACKETS_PER_TURN: usize = 256;
 
 /// A device and its channel.
 struct Slot {
-    device: Box<dyn Device>,
+    device: AnyDevice,
     open: Option<OpenChannel>,
     /// In the queue of channels that have more to do.
     ready: bool,
@@ -123,7 +126,7 @@ pub struct Host {
     actions: VecDeque<Action>,
     scratch: Scratch,
     tracer: Option<Box<dyn Tracer>>,
-    /// A device that tells was served.
+    /// A simple device was served.
     touched: bool,
 }
 
@@ -200,7 +203,7 @@ impl Host {
         due.extend(slots.map(|(relid, _)| *relid));
         for relid in due.drain(..) {
             match self.slots.get_mut(&relid) {
-                Some(slot) if slot.open.is_none() => slot.device.expired(now),
+                Some(slot) if slot.open.is_none() => slot.device.not_opened(now),
                 _ => self.poke(now, relid),
             }
             self.retire(now, relid);
@@ -228,8 +231,8 @@ impl Host {
         self.actions.push_front(action);
     }
 
-    /// Whether a device that [tells](Device::tells) was served since the last
-    /// call: if not, there is nothing new to ask of any.
+    /// Whether a [`Device`] was served since the last call: if not, there is nothing
+    /// new to ask of any. Streaming devices do not count.
     pub fn take_touched(&mut self) -> bool {
         std::mem::take(&mut self.touched)
     }
@@ -241,6 +244,19 @@ impl Host {
 
     /// Offers a device to the guest.
     pub fn offer(&mut self, now: Duration, device: Box<dyn Device>) -> Result<Relid, OfferError> {
+        self.offer_any(now, AnyDevice::Simple(device))
+    }
+
+    /// Offers a device of the second level to the guest.
+    pub fn offer_streaming(
+        &mut self,
+        now: Duration,
+        device: Box<dyn StreamingDevice>,
+    ) -> Result<Relid, OfferError> {
+        self.offer_any(now, AnyDevice::Streaming(device))
+    }
+
+    fn offer_any(&mut self, now: Duration, device: AnyDevice) -> Result<Relid, OfferError> {
         let relid = self.bus.offer(device.offer())?;
         let slot = Slot {
             device,
@@ -268,26 +284,21 @@ impl Host {
 
     /// The device behind a channel, if it is a `T`. After changing what it
     /// wants to send, [`poke`](Self::poke) it.
-    pub fn device_mut<T: Device>(&mut self, relid: Relid) -> Option<&mut T> {
+    pub fn device_mut<T: Any>(&mut self, relid: Relid) -> Option<&mut T> {
         let slot = self.slots.get_mut(&relid)?;
-        let device: &mut dyn Any = &mut *slot.device;
-        device.downcast_mut()
+        slot.device.as_any_mut().downcast_mut()
     }
 
     /// The device behind a channel, if it is a `T`.
-    pub fn device<T: Device>(&self, relid: Relid) -> Option<&T> {
+    pub fn device<T: Any>(&self, relid: Relid) -> Option<&T> {
         let slot = self.slots.get(&relid)?;
-        let device: &dyn Any = &*slot.device;
-        device.downcast_ref()
+        slot.device.as_any().downcast_ref()
     }
 
     /// The channel of the device that is a `T`, if there is one.
-    pub fn find<T: Device>(&self) -> Option<Relid> {
+    pub fn find<T: Any>(&self) -> Option<Relid> {
         let mut slots = self.slots.iter();
-        let found = slots.find(|(_, slot)| {
-            let device: &dyn Any = &*slot.device;
-            device.is::<T>() && !slot.rescinded
-        });
+        let found = slots.find(|(_, slot)| slot.device.as_any().is::<T>() && !slot.rescinded);
         found.map(|(relid, _)| *relid)
     }
 
@@ -379,7 +390,7 @@ impl Host {
         let Some(slot) = self.slots.get_mut(&relid) else {
             return;
         };
-        self.touched |= slot.device.tells();
+        self.touched |= slot.device.has_news();
         if served.violation.is_some() {
             slot.close(now);
         }
@@ -393,7 +404,7 @@ impl Host {
     /// Takes a channel back whose device has finished.
     fn retire(&mut self, now: Duration, relid: Relid) {
         let slot = self.slots.get_mut(&relid);
-        if let Some(slot) = slot.filter(|slot| !slot.rescinded && slot.device.finished()) {
+        if let Some(slot) = slot.filter(|slot| !slot.rescinded && slot.device.is_finished()) {
             slot.close(now);
             slot.rescinded = true;
             // There is such a channel, or there would be no device.

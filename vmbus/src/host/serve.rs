@@ -11,7 +11,8 @@
 
 use std::time::Duration;
 
-use super::{Batch, Channel, Device, MAX_BATCH, MAX_PACKETS_PER_TURN, SendError, Slot, Tracer};
+use super::device::AnyDevice;
+use super::{Batch, Channel, MAX_BATCH, MAX_PACKETS_PER_TURN, SendError, Slot, Tracer};
 use crate::bus::Violation;
 use crate::host::trace::TraceEvent;
 use crate::ring::{Incoming, Place, RingError, RingPair};
@@ -113,7 +114,7 @@ impl OpenChannel {
     /// Shows up to a turn's worth of packets to the device.
     fn drain(
         &mut self,
-        device: &mut dyn Device,
+        device: &mut AnyDevice,
         now: Duration,
         relid: Relid,
         scratch: &mut Scratch,
@@ -200,7 +201,7 @@ impl Slot {
     pub(super) fn deadline(&self) -> Option<Duration> {
         match (&self.open, self.rescinded) {
             (Some(_), _) => self.device.deadline(),
-            (None, false) => self.device.expires(),
+            (None, false) => self.device.open_deadline(),
             (None, true) => None,
         }
     }
@@ -223,7 +224,7 @@ impl Slot {
         let Some(open) = &mut self.open else {
             return Served::default();
         };
-        let device = &mut *self.device;
+        let device = &mut self.device;
         let buffer = &mut scratch.sending;
         let said = open.with_channel(now, relid, buffer, trace, |channel, _| {
             device.opened(now, channel)
@@ -249,7 +250,7 @@ impl Slot {
         let Some(open) = &mut self.open else {
             return Served::default();
         };
-        let served = open.turn(&mut *self.device, now, relid, scratch, trace);
+        let served = open.turn(&mut self.device, now, relid, scratch, trace);
         served.unwrap_or_else(|fault| Served::broken(relid, &fault))
     }
 }
@@ -257,7 +258,7 @@ impl Slot {
 impl OpenChannel {
     fn turn(
         &mut self,
-        device: &mut dyn Device,
+        device: &mut AnyDevice,
         now: Duration,
         relid: Relid,
         scratch: &mut Scratch,

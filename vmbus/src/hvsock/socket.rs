@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::{LINGER, LOOK, MAX_DATA, OPEN_LIMIT, PARTING};
 use crate::bus::OfferSpec;
-use crate::host::{Batch, Channel, Device, DeviceError, Flow, MAX_BATCH, Packet, SendError};
+use crate::host::{
+    Batch, Channel, DeviceError, Flow, MAX_BATCH, Packet, SendError, StreamingDevice,
+};
 use crate::memory::GuestSlice;
 use crate::ring::{IncomingPacket, PacketMeta};
 use crate::wire::{
@@ -293,52 +295,9 @@ impl Socket {
         self.check_end();
         Ok(())
     }
-}
 
-/// What a packet carries, if it is one of a socket's.
-fn data_of<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
-    let (header, data) = PipeHeader::parse(packet.payload)?;
-    is_data(packet.packet_type, header).then_some(data)
-}
-
-/// How much a packet carries that is still in the ring, likewise.
-fn data_len(packet: &IncomingPacket<'_>) -> Option<usize> {
-    let header = PipeHeader::from_bytes(packet.payload.first_word()?);
-    let most = packet.payload.len() - PIPE_HEADER_SIZE;
-    let len = usize::try_from(header.size).ok()?;
-    (is_data(packet.packet_type, header) && len <= most).then_some(len)
-}
-
-fn is_data(packet_type: PacketType, header: PipeHeader) -> bool {
-    let fits = usize::try_from(header.size).is_ok_and(|size| size <= MAX_DATA);
-    packet_type == PacketType::IN_BAND && header.flags == PIPE_DATA && fits
-}
-
-/// Data bytes per packet: two packets fill a small ring, and no packet is larger
-/// than the guest accepts. A multiple of 8, so nothing is padded.
-fn chunk_of(max_payload: usize) -> usize {
-    let half = (max_payload / 2).saturating_sub(64) & !7;
-    half.clamp(8, MAX_DATA)
-}
-
-impl Device for Socket {
-    fn offer(&self) -> OfferSpec {
-        self.spec
-    }
-
-    fn opened(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
-        if let Some(stream) = &mut self.stream {
-            stream.opened();
-        }
-        self.pump(now, channel)
-    }
-
-    fn packet(
-        &mut self,
-        now: Duration,
-        _: &mut Channel<'_>,
-        packet: &Packet<'_>,
-    ) -> Result<Flow, DeviceError> {
+    /// Takes a packet that was copied.
+    fn packet(&mut self, now: Duration, packet: &Packet<'_>) -> Result<Flow, DeviceError> {
         let data = data_of(packet).filter(|_| !self.guest_ended);
         let data = data.ok_or(DeviceError)?;
         let Some(stream) = &mut self.stream else {
@@ -373,15 +332,50 @@ impl Device for Socket {
         self.taken = 0;
         Ok(Flow::Done)
     }
+}
 
-    fn batch(&self) -> usize {
-        MAX_BATCH
+/// What a packet carries, if it is one of a socket's.
+fn data_of<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
+    let (header, data) = PipeHeader::parse(packet.payload)?;
+    is_data(packet.packet_type, header).then_some(data)
+}
+
+/// How much a packet carries that is still in the ring, likewise.
+fn data_len(packet: &IncomingPacket<'_>) -> Option<usize> {
+    let header = PipeHeader::from_bytes(packet.payload.first_word()?);
+    let most = packet.payload.len() - PIPE_HEADER_SIZE;
+    let len = usize::try_from(header.size).ok()?;
+    (is_data(packet.packet_type, header) && len <= most).then_some(len)
+}
+
+fn is_data(packet_type: PacketType, header: PipeHeader) -> bool {
+    let fits = usize::try_from(header.size).is_ok_and(|size| size <= MAX_DATA);
+    packet_type == PacketType::IN_BAND && header.flags == PIPE_DATA && fits
+}
+
+/// Data bytes per packet: two packets fill a small ring, and no packet is larger
+/// than the guest accepts. A multiple of 8, so nothing is padded.
+fn chunk_of(max_payload: usize) -> usize {
+    let half = (max_payload / 2).saturating_sub(64) & !7;
+    half.clamp(8, MAX_DATA)
+}
+
+impl StreamingDevice for Socket {
+    fn offer(&self) -> OfferSpec {
+        self.spec
+    }
+
+    fn opened(&mut self, now: Duration, channel: &mut Channel<'_>) -> Result<(), SendError> {
+        if let Some(stream) = &mut self.stream {
+            stream.opened();
+        }
+        self.pump(now, channel)
     }
 
     fn packets(
         &mut self,
         now: Duration,
-        channel: &mut Channel<'_>,
+        _: &mut Channel<'_>,
         batch: &mut Batch<'_>,
     ) -> Result<usize, DeviceError> {
         let mut done = 0;
@@ -408,16 +402,12 @@ impl Device for Socket {
             let Some(packet) = batch.copied(done) else {
                 break;
             };
-            match self.packet(now, channel, &packet)? {
+            match self.packet(now, &packet)? {
                 Flow::Done => done += 1,
                 Flow::Later => break,
             }
         }
         Ok(done)
-    }
-
-    fn tells(&self) -> bool {
-        false
     }
 
     fn stalled(&mut self, now: Duration, last: Option<[u8; 8]>) {
@@ -452,17 +442,17 @@ impl Device for Socket {
         }
     }
 
-    fn expires(&self) -> Option<Duration> {
+    fn open_deadline(&self) -> Option<Duration> {
         self.stream.as_ref().map(|_| self.expires)
     }
 
-    fn expired(&mut self, _: Duration) {
+    fn not_opened(&mut self, _: Duration) {
         if let Some(mut stream) = self.stream.take() {
             stream.refused();
         }
     }
 
-    fn finished(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.stream.is_none()
     }
 

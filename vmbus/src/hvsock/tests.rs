@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use crate::host::StreamingDevice;
 use crate::memory::GuestSlice;
 
 use super::*;
@@ -131,7 +132,7 @@ fn accept(guest: &mut MockGuest, memory: &Memory) -> Relid {
     assert_eq!(guest.take_connects(), [request]);
     let stream = Box::new(Handle(memory.clone()));
     let now = guest.now();
-    let relid = guest.offer(Box::new(Socket::accepting(now, &request, stream)));
+    let relid = guest.offer_streaming(Box::new(Socket::accepting(now, &request, stream)));
     while guest.recv().is_some() {}
     relid
 }
@@ -211,7 +212,7 @@ fn an_offer_says_who_connects() {
             };
             Socket::accepting(Duration::ZERO, &request, stream)
         };
-        let spec = crate::host::Device::offer(&socket);
+        let spec = StreamingDevice::offer(&socket);
         assert_eq!(spec.flags.bits(), 0x2011);
         assert_eq!(spec.user_defined[..6], [0, 0, 0, 0, byte, 0]);
         assert!(spec.session_only);
@@ -336,7 +337,7 @@ fn a_stream_that_only_takes_copies_gets_all_as_well() {
         let memory = Memory::new(0);
         let stream = Box::new(Plain(Handle(memory.clone())));
         let socket = Socket::connecting(guest.now(), SERVICE, ENDPOINT, stream);
-        let relid = guest.offer(Box::new(socket));
+        let relid = guest.offer_streaming(Box::new(socket));
         while guest.recv().is_some() {}
         let mut channel = guest.open(relid, 32).unwrap();
         let sent: Vec<u8> = (0..20_000u32)

@@ -50,7 +50,7 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::bus::{Action, BusConfig, EVENT_CONNECTION_BASE};
-use crate::host::{Device, Host};
+use crate::host::{Device, Host, StreamingDevice};
 use crate::synic::{
     HV_POST_MESSAGE, HV_SIGNAL_EVENT, HvStatus, Hypercall, SoftSynic, SynicAction, SynicError,
     VMBUS_MESSAGE_TYPE, decode, msr,
@@ -219,6 +219,12 @@ impl MockGuest {
     /// The host offers a device.
     pub fn offer(&mut self, device: Box<dyn Device>) -> Relid {
         self.with_host(|host, now| host.offer(now, device))
+            .expect("an offer")
+    }
+
+    /// The host offers a device of the second level.
+    pub fn offer_streaming(&mut self, device: Box<dyn StreamingDevice>) -> Relid {
+        self.with_host(|host, now| host.offer_streaming(now, device))
             .expect("an offer")
     }
 

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use vmbus::host::{Device, Host};
+use vmbus::host::{Host, StreamingDevice};
 use vmbus::hvsock::{Socket, port_of};
 use vmbus::wire::{Guid, Relid, TlConnectRequest};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -324,7 +324,7 @@ impl Vsock {
         let name = port_of(&service).map_or_else(|| service.to_string(), |port| port.to_string());
         let stream = Box::new(stream.answering(&name));
         let socket = Socket::connecting(now, service, self.instances.next(), stream);
-        match host.offer(now, Box::new(socket)) {
+        match host.offer_streaming(now, Box::new(socket)) {
             Ok(relid) => self.connected(id, relid, service, signs),
             // The client hears it from the stream, which is dropped with the device.
             Err(error) => log::debug!("vsock: {error}"),
@@ -384,7 +384,7 @@ impl Vsock {
         );
         let socket = Socket::accepting(now, request, Box::new(stream));
         let relid = host
-            .offer(now, Box::new(socket))
+            .offer_streaming(now, Box::new(socket))
             .map_err(io::Error::other)?;
         self.connected(id, relid, request.service, signs);
         Ok(())
@@ -412,7 +412,7 @@ impl Vsock {
         for relid in self.connections.keys().copied().collect::<Vec<_>>() {
             // Also where the guest has not answered yet, or does not let go.
             if let Some(socket) = host.device_mut::<Socket>(relid) {
-                socket.expired(now);
+                socket.not_opened(now);
                 // It may be on its way to the end already.
                 let _ = host.rescind(now, relid);
             }

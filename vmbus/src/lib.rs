@@ -37,6 +37,7 @@
 //! |---|---|---|
 //! | [`wire`] | byte formats | no state |
 //! | [`memory`] | guest memory, whoever maps it | nothing |
+//! | [`hyperv`] | CPUID, the partition's MSRs, crash reports, the reference clock | guest memory |
 //! | [`synic`] | hypercalls, message slots, event flags, SINTs | guest memory |
 //! | [`ring`] | one ring each way over guest pages | packets' headers |
 //! | [`gpadl`] | guest page lists | not what they are for |
@@ -76,6 +77,7 @@ pub mod bus;
 pub mod gpadl;
 pub mod host;
 pub mod hvsock;
+pub mod hyperv;
 pub mod memory;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;

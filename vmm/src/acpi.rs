@@ -8,13 +8,10 @@
 //!
 //! - Hardware-reduced ACPI has no SCI, PM timer or fixed events. Power-off is a
 //!   write to the sleep control register, reset one to the reset register.
-//! - The `VMBUS` device is what makes a guest load `hv_vmbus`; its resources are
-//!   empty on purpose, a memory range there would keep 6.12 and later from
-//!   creating the device.
+//! - The `VMBUS` device is what makes a guest load `hv_vmbus`: see `vmbus_kvm::acpi`.
 
 use acpi_tables::aml::{
-    self, AddressSpaceCacheable, AmlString, Device, EISAName, IO, Interrupt, Name, Package, Path,
-    ResourceTemplate, Scope,
+    self, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -211,58 +208,15 @@ fn dsdt() -> Sdt {
     dsdt
 }
 
-/// The device whose driver is the guest's VMBus, in the module that owns its
-/// memory window, as on Hyper-V.
-///
-/// The window is for devices that this machine does not have. It is there
-/// because 5.10 looks for one through all ancestors of the bus, and does not
-/// stop at the root of the namespace.
+/// The device whose driver is the guest's VMBus.
 struct Vmbus;
 
 impl Aml for Vmbus {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let window = AddressSpace32::new_memory(
-            AddressSpaceCacheable::NotCacheable,
-            true,
-            memory::VMBUS_WINDOW,
-            memory::VMBUS_WINDOW_END,
-            None,
-        );
-        let module: AmlString = "ACPI0004".into();
-        Device::new(
-            Path::new("VMOD"),
-            vec![
-                &Name::new(Path::new("_HID"), &module),
-                &Name::new(Path::new("_UID"), &aml::ZERO),
-                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&window])),
-                &Bus,
-            ],
-        )
-        .to_aml_bytes(sink);
+        let window = memory::VMBUS_WINDOW..=memory::VMBUS_WINDOW_END;
+        sink.vec(&vmbus_kvm::acpi::vmbus_device(window));
     }
 }
-
-/// The bus in its module. Its own resources are empty: a range there would
-/// keep 6.12 and later from making the device.
-struct Bus;
-
-impl Aml for Bus {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let hid: AmlString = "VMBUS".into();
-        Device::new(
-            Path::new("VMBS"),
-            vec![
-                &Name::new(Path::new("_HID"), &hid),
-                &Name::new(Path::new("_UID"), &aml::ZERO),
-                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![])),
-            ],
-        )
-        .to_aml_bytes(sink);
-    }
-}
-
-/// A window of 32-bit addresses in a device's resources.
-type AddressSpace32 = aml::AddressSpace<u32>;
 
 /// The serial port.
 struct Com1;

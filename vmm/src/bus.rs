@@ -32,7 +32,6 @@ use crate::api::{Call, Reply};
 use crate::cli::TestDevice;
 use crate::cpu::vcpu::EventSender;
 use crate::events::EventHub;
-use crate::hyperv::{FromGuest, Hyperv};
 use crate::memory::GuestMemory;
 use crate::sandbox::{self, Kind};
 use crate::services::data::{Data, Items};
@@ -42,6 +41,7 @@ use crate::vsock::{SocketSettings, Sockets};
 use asked::Asked;
 pub use asked::Question;
 use turns::{BELL, CALLS, END_OF_MESSAGE, LISTENER, Loop, Offered, SOCKETS, STOP, watch};
+use vmbus_kvm::{FromGuest, Hyperv};
 
 /// Something that other threads want of the bus.
 #[derive(Debug)]

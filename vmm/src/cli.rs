@@ -17,7 +17,6 @@ use vmbus::wire::{Guid, ProtocolVersion};
 
 use crate::api::socket;
 use crate::completions::Offering;
-use crate::hyperv::SynicMode;
 use crate::sandbox;
 use crate::ssh_key::KeyFile;
 use crate::vsock::registry::{NameError, Registry, ServiceName, parse_service};
@@ -146,8 +145,9 @@ pub struct Args {
     #[arg(long, value_name = "GUID")]
     pub vm_id: Option<Guid>,
 
-    /// Who emulates the SynIC: kernel is the host's KVM, user is this program, auto is KVM if it can
-    #[arg(long, value_name = "auto|kernel|user", default_value = "auto", hide_possible_values = true, value_parser = Offering(synic, &["auto", "kernel", "user"]))]
+    /// Who emulates the SynIC: kernel is the host's KVM, user is this program; hybrid is this program
+    /// with KVM's hypercalls, as a VMM with a split irqchip has it; auto is kernel where it can be
+    #[arg(long, value_name = "auto|kernel|hybrid|user", default_value = "auto", hide_possible_values = true, value_parser = Offering(synic, &["auto", "kernel", "hybrid", "user"]))]
     pub synic: SynicChoice,
 
     /// Newest VMBus version to accept, from 2.4 to 5.3
@@ -223,7 +223,7 @@ pub enum SynicChoice {
     /// The kernel's if it has one.
     Auto,
     /// This one.
-    Only(SynicMode),
+    Only(vmbus_kvm::Mode),
 }
 
 /// What to do when the guest ends in one way or another.
@@ -286,7 +286,7 @@ impl Args {
     }
 
     /// The SynIC that has to be used, if the user has a preference.
-    pub fn wanted_synic(&self) -> Option<SynicMode> {
+    pub fn wanted_synic(&self) -> Option<vmbus_kvm::Mode> {
         match self.synic {
             SynicChoice::Auto => None,
             SynicChoice::Only(mode) => Some(mode),
@@ -346,9 +346,10 @@ fn serial(text: &str) -> Result<Serial, String> {
 fn synic(text: &str) -> Result<SynicChoice, String> {
     match text {
         "auto" => Ok(SynicChoice::Auto),
-        "kernel" => Ok(SynicChoice::Only(SynicMode::Kernel)),
-        "user" => Ok(SynicChoice::Only(SynicMode::User)),
-        _ => Err("expected auto, kernel or user".into()),
+        name => name
+            .parse()
+            .map(SynicChoice::Only)
+            .map_err(|_| "expected auto, kernel, hybrid or user".into()),
     }
 }
 

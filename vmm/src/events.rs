@@ -12,13 +12,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use vmbus::hyperv::CrashReport;
 
 use crate::audience::{Audience, Watcher};
 use crate::cli::EventLogTarget;
 use crate::cpu::Snapshot;
 use crate::escape;
 use crate::feed::{Feed, FeedEnd};
-use crate::hyperv::{CrashReport, SynicMode};
 use crate::output::Output;
 use crate::sys;
 
@@ -33,7 +33,7 @@ pub enum Event {
         /// Memory in MiB.
         memory_mib: u64,
         /// Who emulates the SynIC.
-        synic: SynicMode,
+        synic: &'static str,
         /// How often it has been reset before.
         resets: u64,
     },
@@ -47,7 +47,7 @@ pub enum Event {
         cause: CrashCause,
         /// What the guest told, if it did.
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
-        report: Option<CrashReport>,
+        report: Option<CrashRecord>,
         /// The vCPU that told it.
         #[serde(skip_serializing_if = "Option::is_none")]
         registers: Option<Snapshot>,
@@ -97,6 +97,30 @@ pub enum Event {
         /// With this code.
         code: u8,
     },
+}
+
+/// What a crashed guest told, as it may be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CrashRecord {
+    /// The five parameters as the guest wrote them.
+    pub parameters: [u64; 5],
+    /// The end of the guest's log, when it sent one.
+    pub message: Option<String>,
+}
+
+/// Bytes of a crash report's text as it is shown: what is escaped takes the place of
+/// what came earlier.
+const MAX_MESSAGE: usize = 4096;
+
+impl From<CrashReport> for CrashRecord {
+    fn from(report: CrashReport) -> Self {
+        // The words end on somebody's terminal.
+        let shown = |text| escape::tail(text, MAX_MESSAGE);
+        Self {
+            parameters: report.parameters,
+            message: report.message.map(shown),
+        }
+    }
 }
 
 /// How a crash came to light.
@@ -290,10 +314,44 @@ mod tests {
     }
 
     #[test]
+    fn a_crashs_words_cannot_steer_a_terminal() {
+        let text = "a\u{1b}]0;title\u{7}\r\u{9b}31m\tb\n";
+        let record = CrashRecord::from(CrashReport {
+            parameters: [0; 5],
+            message: Some(text.into()),
+        });
+        assert_eq!(
+            record.message.as_deref(),
+            Some("a\\u{1b}]0;title\\u{7}\\r\\u{9b}31m\tb\n")
+        );
+    }
+
+    #[test]
+    fn no_bytes_make_a_crashs_text_longer_than_its_limit() {
+        let shown = |text: Vec<u8>| {
+            let report = CrashReport {
+                parameters: [0; 5],
+                message: Some(text),
+            };
+            CrashRecord::from(report).message.unwrap()
+        };
+        // Not UTF-8; controls of two bytes each; a direction of three.
+        for text in ["\u{9b}", "\u{202e}", "\u{1b}", "\u{e0001}"].map(str::as_bytes) {
+            let shown = shown(text.repeat(4096 / text.len()));
+            assert!(shown.len() <= 4096 && shown.chars().all(escape::is_plain));
+        }
+        let shown = shown([&[0xff; 4093][..], b"end"].concat());
+        assert!(
+            shown.len() <= 4096 && shown.ends_with("\\xff\\xffend"),
+            "{shown}"
+        );
+    }
+
+    #[test]
     fn a_crash_carries_the_guests_words() {
         let event = Event::Crashed {
             cause: CrashCause::Reported,
-            report: Some(CrashReport {
+            report: Some(CrashRecord {
                 parameters: [1, 2, 3, 4, 5],
                 message: Some("panic\n\"quoted\"".into()),
             }),

@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! KVM: opening it, and finding out what it cannot do before a guest does.
 
-use std::{fs, io};
+use std::io;
 
-use kvm_bindings::{
-    CpuId, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_VAPIC, KVM_CAP_SYS_HYPERV_CPUID,
-    KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
-};
-use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-
-use crate::hyperv::{SynicMode, cpuid, msr};
-use crate::sys;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmbus_kvm::{Capabilities, Irqchip, Mode, ModeError};
 
 const API_VERSION: i32 = 12;
 const DEVICE: &str = "/dev/kvm";
@@ -37,12 +31,9 @@ pub enum KvmError {
     /// A capability that this program cannot do without.
     #[error("KVM: this host's kernel lacks {0}")]
     Missing(&'static str),
-    /// `--synic kernel` on a kernel that has none.
-    #[error(
-        "--synic kernel: this host's kernel has no Hyper-V emulation (CONFIG_KVM_HYPERV); \
-         use --synic user or auto"
-    )]
-    NoSynic,
+    /// `--synic` asks for what this host cannot do.
+    #[error("--synic: {0}")]
+    Synic(#[from] ModeError),
     /// More vCPUs than KVM makes.
     #[error("--cpus: {wanted} vCPUs, and this host's KVM makes at most {max}")]
     TooManyCpus {
@@ -51,12 +42,9 @@ pub enum KvmError {
         /// vCPUs to be had.
         max: usize,
     },
-    /// No descriptor for an interrupt.
-    #[error("host: no eventfd: {0}")]
-    Eventfd(io::Error),
-    /// No descriptor for a synthetic timer.
-    #[error("host: no timer: {0}")]
-    Timer(io::Error),
+    /// The Hyper-V side.
+    #[error(transparent)]
+    Hyperv(#[from] vmbus_kvm::KvmError),
     /// A call failed that should not.
     #[error("KVM: {what}: {source}")]
     Call {
@@ -84,13 +72,11 @@ pub struct Host {
     /// The system handle.
     pub kvm: Kvm,
     /// Who will emulate the SynIC.
-    pub synic: SynicMode,
+    pub synic: Mode,
     /// The local APIC has a TSC deadline mode.
     pub tsc_deadline: bool,
-    /// A guest saves exits if it ends interrupts as on Hyper-V.
-    pub lazy_eoi: bool,
-    /// There are synthetic timers that interrupt by themselves.
-    pub timers: bool,
+    /// What of Hyper-V it can do.
+    pub capabilities: Capabilities,
     /// What CPUID KVM supports.
     pub cpuid: CpuId,
 }
@@ -98,7 +84,7 @@ pub struct Host {
 impl Host {
     /// Opens KVM and checks it for a machine with `cpus` vCPUs. `wanted` is the
     /// SynIC that the user asked for, if any.
-    pub fn open(wanted: Option<SynicMode>, cpus: u32) -> Result<Self, KvmError> {
+    pub fn open(wanted: Option<Mode>, cpus: u32) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
             libc::EACCES | libc::EPERM => KvmError::NoPermission,
@@ -124,27 +110,11 @@ impl Host {
                 return Err(KvmError::Missing(name));
             }
         }
-        for (cap, name) in [
-            (
-                KVM_CAP_X86_USER_SPACE_MSR,
-                "MSR exits (KVM_CAP_X86_USER_SPACE_MSR, Linux 5.10)",
-            ),
-            (
-                KVM_CAP_X86_MSR_FILTER,
-                "MSR filters (KVM_CAP_X86_MSR_FILTER, Linux 5.10)",
-            ),
-        ] {
-            if kvm.check_extension_raw(cap.into()) <= 0 {
-                return Err(KvmError::Missing(name));
-            }
-        }
-        let in_kernel = kvm.check_extension_raw(KVM_CAP_HYPERV_SYNIC2.into()) > 0;
+        let capabilities = Capabilities::of(&kvm);
         let synic = match wanted {
-            Some(SynicMode::Kernel) if !in_kernel => return Err(KvmError::NoSynic),
-            Some(mode) => mode,
-            None if in_kernel => SynicMode::Kernel,
-            None => SynicMode::User,
-        };
+            Some(mode) => capabilities.check(mode, Irqchip::Full).map(|()| mode),
+            None => capabilities.choose(Irqchip::Full),
+        }?;
         let max = kvm.get_max_vcpus();
         if usize::try_from(cpus).is_ok_and(|wanted| wanted > max) {
             return Err(KvmError::TooManyCpus { wanted: cpus, max });
@@ -153,13 +123,7 @@ impl Host {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .doing("reading the supported CPUID")?;
         Ok(Self {
-            lazy_eoi: synic == SynicMode::Kernel
-                && kvm.check_extension_raw(KVM_CAP_HYPERV_VAPIC.into()) > 0
-                && !has_virtual_apic(),
-            timers: match synic {
-                SynicMode::Kernel => has_direct_timers(&kvm),
-                SynicMode::User => true,
-            },
+            capabilities,
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             kvm,
             synic,
@@ -177,69 +141,9 @@ impl Host {
             .doing("placing the TSS")?;
         vm.create_irq_chip()
             .doing("creating the interrupt controllers")?;
-        self.filter_msrs(&vm)?;
+        vmbus_kvm::filter_msrs(&vm, self.synic)?;
         Ok(vm)
     }
-
-    fn filter_msrs(&self, vm: &VmFd) -> Result<(), KvmError> {
-        // A KVM without Hyper-V emulation does not know the MSRs at all, and
-        // says so before it looks at the filter.
-        let reasons = match self.synic {
-            SynicMode::Kernel => KVM_MSR_EXIT_REASON_FILTER,
-            SynicMode::User => KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_UNKNOWN,
-        };
-        vm.enable_cap(&kvm_enable_cap {
-            cap: KVM_CAP_X86_USER_SPACE_MSR,
-            args: [reasons.into(), 0, 0, 0],
-            ..kvm_enable_cap::default()
-        })
-        .doing("enabling MSR exits")?;
-        let all = [msr::RANGE];
-        let ours: &[std::ops::Range<u32>] = match self.synic {
-            SynicMode::Kernel => &msr::ALWAYS_OURS,
-            SynicMode::User => &all,
-        };
-        // A cleared bit denies, which with the capability above means "exit".
-        let bitmap = [0u8; 64];
-        let ranges: Vec<_> = ours
-            .iter()
-            .map(|range| MsrFilterRange {
-                flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-                base: range.start,
-                msr_count: range.end.saturating_sub(range.start),
-                bitmap: &bitmap,
-            })
-            .collect();
-        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
-            .doing("setting the MSR filter")
-    }
-}
-
-/// Whether KVM's synthetic timers interrupt with a vector of their own. A KVM that
-/// cannot be asked is Linux 5.10's, whose timers do.
-fn has_direct_timers(kvm: &Kvm) -> bool {
-    if kvm.check_extension_raw(KVM_CAP_SYS_HYPERV_CPUID.into()) <= 0 {
-        return true;
-    }
-    match sys::supported_hyperv_cpuid(kvm) {
-        Ok(supported) => cpuid::offers_direct_timers(&supported),
-        Err(error) => {
-            log::warn!("KVM: no synthetic timers: reading the supported CPUID: {error}");
-            false
-        }
-    }
-}
-
-/// Whether the host's CPUs take the end of an interrupt without an exit: then a
-/// guest that does it as on Hyper-V would have exits that it need not have.
-fn has_virtual_apic() -> bool {
-    [
-        "/sys/module/kvm_intel/parameters/enable_apicv",
-        "/sys/module/kvm_amd/parameters/avic",
-    ]
-    .iter()
-    .filter_map(|path| fs::read(path).ok())
-    .any(|said| matches!(said.first(), Some(b'Y' | b'1')))
 }
 
 /// Some KVM calls give up when a signal arrives.

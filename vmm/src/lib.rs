@@ -33,7 +33,6 @@ pub mod events;
 pub mod feed;
 pub mod host_items;
 pub mod hvsocket;
-pub mod hyperv;
 mod input;
 pub mod kvm;
 pub mod machine;

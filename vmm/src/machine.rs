@@ -11,8 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
-use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_clock_data, kvm_enable_cap};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_clock_data,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
+use vmbus_kvm::{BusPort, Config, Hyperv, VmHandle};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiError};
@@ -23,7 +27,6 @@ use crate::cpu::vcpu::EventSender;
 use crate::cpu::{Vcpu, VcpuEvent, VcpuThread, registers};
 use crate::devices::Ports;
 use crate::devices::serial::{self, Com1};
-use crate::hyperv::{BusPort, Hyperv, SynicMode, interrupts};
 use crate::kvm::{Doing, Host, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::output::Output;
@@ -31,8 +34,8 @@ use crate::sandbox::{self, Kind};
 use crate::sys;
 use crate::timers::TimerThread;
 
-/// With more vCPUs than this some have an APIC id that an MSI cannot name without help.
-const FIRST_LARGE_APIC_ID: u32 = 255;
+/// Pins of the IO-APIC; interrupts of their numbers are routed as KVM does by default.
+const IO_APIC_PINS: u32 = 24;
 
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -143,19 +146,21 @@ impl Machine {
         let entry = source.load(&memory, shape.memory, rsdp)?;
         let vm = Arc::new(making.finish()?);
         sys::set_memory(&vm, &memory).doing("giving the VM its memory")?;
-        if shape.cpus > FIRST_LARGE_APIC_ID {
-            interrupts::allow_large_apic_ids(&vm)?;
-        }
         let fds = create_vcpus(host, &vm, shape.cpus, entry)?;
         let (port, from_guest) = BusPort::new()?;
-        let hyperv = Arc::new(Hyperv::new(
-            host.synic,
-            Arc::clone(&vm),
-            memory.clone(),
-            shape.cpus,
-            tsc_hz(&fds)?,
+        let config = Config {
+            mode: host.synic,
+            cpus: shape.cpus,
+            tsc_hz: tsc_hz(&fds)?,
+            first_gsi: IO_APIC_PINS,
+        };
+        let hyperv = Hyperv::new(
+            config,
+            VmHandle::new(vm.clone()),
+            Arc::new(memory.clone()),
             port,
-        )?);
+        );
+        let hyperv = Arc::new(hyperv.map_err(KvmError::from)?);
         let irq = eventfd()?;
         vm.register_irqfd(&irq, serial::GSI)
             .doing("wiring COM1's interrupt")?;
@@ -201,7 +206,7 @@ impl Machine {
             _memory: memory,
         };
         // The guest need not wait for this: it has no use for the bus for a while.
-        if let Err(error) = hyperv.wire_interrupts() {
+        if let Err(error) = wire_interrupts(&machine.vm, &hyperv) {
             machine.stop();
             return Err(error.into());
         }
@@ -299,19 +304,42 @@ fn tsc_hz(vcpus: &[VcpuFd]) -> Result<u64, KvmError> {
     Ok(u64::from(khz) * 1000)
 }
 
+/// Lets the bus' interrupts reach the vCPUs.
+fn wire_interrupts(vm: &VmFd, hyperv: &Hyperv) -> Result<(), KvmError> {
+    let ours = hyperv.routes();
+    if !ours.is_empty() {
+        let entries: Vec<_> = (0..IO_APIC_PINS).map(io_apic_route).chain(ours).collect();
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| KvmError::Missing("room for an interrupt route per vCPU"))?;
+        vm.set_gsi_routing(&routing)
+            .doing("routing the SynIC's interrupts")?;
+    }
+    Ok(hyperv.wire_interrupts()?)
+}
+
+fn io_apic_route(pin: u32) -> kvm_irq_routing_entry {
+    kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip {
+                irqchip: KVM_IRQCHIP_IOAPIC,
+                pin,
+            },
+        },
+        ..kvm_irq_routing_entry::default()
+    }
+}
+
 fn create_vcpus(
     host: &Host,
     vm: &VmFd,
     cpus: u32,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let template = CpuidTemplate::new(
-        &host.cpuid,
-        cpus,
-        host.tsc_deadline,
-        host.lazy_eoi,
-        host.timers,
-    );
+    let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline, |invariant_tsc| {
+        host.capabilities.host_support(host.synic, invariant_tsc)
+    });
     let mut fds = Vec::new();
     for id in 0..cpus {
         let vcpu = vm.create_vcpu(id.into()).doing("creating a vCPU")?;
@@ -319,14 +347,7 @@ fn create_vcpus(
             .for_vcpu(id)
             .map_err(|error| io::Error::other(format!("CPUID: {error:?}")))?;
         vcpu.set_cpuid2(&cpuid).doing("setting a vCPU's CPUID")?;
-        if host.synic == SynicMode::Kernel {
-            // Before any interrupt route to it, and before the guest runs.
-            vcpu.enable_cap(&kvm_enable_cap {
-                cap: KVM_CAP_HYPERV_SYNIC2,
-                ..kvm_enable_cap::default()
-            })
-            .doing("enabling a vCPU's SynIC")?;
-        }
+        vmbus_kvm::enable_synic(&vcpu, host.synic).map_err(KvmError::from)?;
         registers::init(&vcpu).doing("setting a vCPU's registers")?;
         registers::set_msrs(&vcpu).doing("setting a vCPU's MSRs")?;
         if id == 0 {

@@ -21,7 +21,7 @@ use ics_devices::vss::Needed;
 use ics_devices::{
     Accepted, Fcopy, Filesystems, Health, Heartbeat, Ic, Kvp, Outcome, Protocol, Service,
     ServiceError, ServiceKind, ServiceSet, ServiceState, Shutdown, ShutdownAction, ShutdownRequest,
-    Synced, Ticket, TimeSync, Vss,
+    Synced, Ticket, TimeSample, TimeSync, Vss,
 };
 use parking_lot::Mutex;
 use serde_json::json;
@@ -31,9 +31,9 @@ use vmbus::wire::Relid;
 use crate::api::types::{Answer, ApiError, PowerAction, PowerBody, TimeStatus, answer};
 use crate::api::{Op, Reply};
 use crate::events::{Event, EventHub};
-use crate::hyperv::Hyperv;
 use data::Data;
 use pending::Pending;
+use vmbus_kvm::Hyperv;
 
 /// Which services are offered: what host and clients have agreed on, also for the
 /// machine after a reset.
@@ -145,7 +145,10 @@ impl Services {
             Service::Shutdown => boxed!(Shutdown::new()),
             Service::TimeSync => {
                 let hyperv = Arc::clone(&self.hyperv);
-                boxed!(TimeSync::new(Box::new(move || hyperv.time_sample())))
+                boxed!(TimeSync::new(Box::new(move || {
+                    let sample = hyperv.clock_sample();
+                    TimeSample::from_unix(sample.unix, sample.reference)
+                })))
             }
             Service::Kvp => boxed!(self.data.kvp()),
             Service::Vss if self.left_frozen => boxed!(Vss::new().thawing_first(now)),

@@ -35,9 +35,8 @@ use crate::bus::{BusCall, BusSettings, Question};
 use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
-use crate::events::{CrashCause, Event, EventHub};
+use crate::events::{CrashCause, CrashRecord, Event, EventHub};
 use crate::host_items::{self, HostFacts};
-use crate::hyperv::{CrashReport, SynicMode};
 use crate::input::Input;
 use crate::kvm::{Host, KvmError};
 use crate::machine::{Bells, Machine, MachineError, Shape, VmMaking};
@@ -305,7 +304,7 @@ impl<'a> Supervisor<'a> {
             self.log.write(&Event::Running {
                 vcpus: self.args.cpus.get(),
                 memory_mib: self.args.memory >> 20,
-                synic: self.host.synic,
+                synic: self.host.synic.name(),
                 resets: self.resets,
             });
             let end = self.event_loop(&mut machine);
@@ -386,7 +385,7 @@ impl<'a> Supervisor<'a> {
                     return Ok(Some(End::Guest(self.args.on_reset)));
                 }
                 VcpuEvent::Crash(report, registers) => {
-                    self.crashed(CrashCause::Reported, Some(report), registers);
+                    self.crashed(CrashCause::Reported, Some(report.into()), registers);
                     self.crashes = self.crashes.saturating_add(1);
                     if self.crashes < MAX_CRASH_REPORTS {
                         machine.crash_taken();
@@ -501,10 +500,7 @@ impl<'a> Supervisor<'a> {
             resets: self.resets,
             vcpus: self.args.cpus.get(),
             memory_mib: self.args.memory >> 20,
-            synic: match self.host.synic {
-                SynicMode::Kernel => "kernel".into(),
-                SynicMode::User => "user".into(),
-            },
+            synic: self.host.synic.name().into(),
             health: String::new(),
             vmbus: BusStatus::default(),
             vsock: match &self.bus.sockets.listener {
@@ -518,7 +514,7 @@ impl<'a> Supervisor<'a> {
     fn crashed(
         &mut self,
         cause: CrashCause,
-        report: Option<CrashReport>,
+        report: Option<CrashRecord>,
         registers: Option<Snapshot>,
     ) {
         self.say(match cause {
@@ -535,7 +531,7 @@ impl<'a> Supervisor<'a> {
             (None, CrashCause::Reported) => {}
         }
         match &report {
-            Some(CrashReport {
+            Some(CrashRecord {
                 message: Some(text),
                 ..
             }) => {
@@ -543,7 +539,7 @@ impl<'a> Supervisor<'a> {
                 let lines = text.trim_end().replace('\n', "\n  | ");
                 self.say(format_args!("end of the guest's log:\n  | {lines}"));
             }
-            Some(CrashReport { parameters, .. }) => {
+            Some(CrashRecord { parameters, .. }) => {
                 self.say(format_args!(
                     "the guest sent no log; its parameters: {parameters:x?}"
                 ));

@@ -13,73 +13,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use kvm_bindings::{
-    CpuId, KVM_EXIT_HYPERV, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_INTERNAL_ERROR,
-    KVM_EXIT_X86_RDMSR, KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_run,
-    kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_run, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 use vmbus::memory::GuestSlice;
-use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::memory::{Around, GuestMemory};
-
-/// What a `KVM_EXIT_HYPERV` is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HypervExit {
-    /// The guest wrote a SynIC MSR; the values are those after the write.
-    Synic {
-        /// SCONTROL.
-        control: u64,
-        /// SIEFP.
-        event_page: u64,
-        /// SIMP.
-        message_page: u64,
-    },
-    /// The guest made a hypercall.
-    Hypercall {
-        /// RCX.
-        input: u64,
-        /// RDX and R8.
-        params: [u64; 2],
-    },
-    /// A kind that is not used here.
-    Other(u32),
-}
-
-/// Reads the Hyper-V part of a vCPU's shared page after `KVM_EXIT_HYPERV`.
-pub(crate) fn hyperv_exit(run: &kvm_run) -> Option<HypervExit> {
-    if run.exit_reason != KVM_EXIT_HYPERV {
-        return None;
-    }
-    // SAFETY: the exit reason says that KVM has filled in this member; all its
-    // fields are plain integers, valid for every bit pattern.
-    let exit = unsafe { run.__bindgen_anon_1.hyperv };
-    Some(match exit.type_ {
-        KVM_EXIT_HYPERV_SYNIC => {
-            // SAFETY: the type says that this member is the valid one; plain integers.
-            let synic = unsafe { exit.u.synic };
-            HypervExit::Synic {
-                control: synic.control,
-                event_page: synic.evt_page,
-                message_page: synic.msg_page,
-            }
-        }
-        KVM_EXIT_HYPERV_HCALL => {
-            // SAFETY: the type says that this member is the valid one; plain integers.
-            let call = unsafe { exit.u.hcall };
-            HypervExit::Hypercall {
-                input: call.input,
-                params: call.params,
-            }
-        }
-        other => HypervExit::Other(other),
-    })
-}
 
 /// The kind of a `KVM_EXIT_INTERNAL_ERROR`.
 pub(crate) fn internal_error(run: &kvm_run) -> Option<u32> {
@@ -88,23 +28,6 @@ pub(crate) fn internal_error(run: &kvm_run) -> Option<u32> {
     }
     // SAFETY: the exit reason says that KVM has filled in this member; a plain integer.
     Some(unsafe { run.__bindgen_anon_1.internal.suberror })
-}
-
-/// Sets what the guest gets in RAX from the hypercall that it is out for.
-pub(crate) fn set_hypercall_result(run: &mut kvm_run, result: u64) {
-    if matches!(hyperv_exit(run), Some(HypervExit::Hypercall { .. })) {
-        // A store to a field of a `Copy` union member, whose variant was just checked.
-        run.__bindgen_anon_1.hyperv.u.hcall.result = result;
-    }
-}
-
-/// Ends an MSR read that went to user space: with a value, or with #GP.
-pub(crate) fn set_msr_result(run: &mut kvm_run, value: Option<u64>) {
-    if run.exit_reason == KVM_EXIT_X86_RDMSR {
-        // Stores to `Copy` members of the union whose variant was just checked.
-        run.__bindgen_anon_1.msr.error = u8::from(value.is_none());
-        run.__bindgen_anon_1.msr.data = value.unwrap_or(0);
-    }
 }
 
 /// Gives a VM its memory.
@@ -123,46 +46,6 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioct
         unsafe { vm.set_user_memory_region(slot) }?;
     }
     Ok(())
-}
-
-ioctl_iow_nr!(HYPERV_EVENTFD_REQUEST, KVMIO, 0xBD, kvm_hyperv_eventfd);
-
-/// Connects a Hyper-V connection id to an eventfd: a guest's HvSignalEvent with that
-/// id then writes the eventfd and does not exit.
-pub(crate) fn bind_hyperv_eventfd(vm: &VmFd, conn_id: u32, event: &EventFd) -> io::Result<()> {
-    let request = kvm_hyperv_eventfd {
-        conn_id,
-        fd: event.as_raw_fd(),
-        ..kvm_hyperv_eventfd::default()
-    };
-    // SAFETY: the descriptor is a VM's, the request number is of this structure,
-    // and KVM only reads it.
-    if unsafe { ioctl_with_ref(vm, HYPERV_EVENTFD_REQUEST(), &request) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-ioctl_iowr_nr!(SUPPORTED_HV_CPUID_REQUEST, KVMIO, 0xC1, kvm_cpuid2);
-
-/// The Hyper-V leaves of CPUID that KVM can serve.
-pub(crate) fn supported_hyperv_cpuid(kvm: &Kvm) -> io::Result<CpuId> {
-    /// More than any KVM has.
-    const ENTRIES: usize = 32;
-    let mut cpuid = CpuId::new(ENTRIES).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    // SAFETY: the descriptor is KVM's, and KVM writes no more entries than the
-    // structure says it has room for.
-    let result = unsafe {
-        ioctl_with_mut_ptr(
-            kvm,
-            SUPPORTED_HV_CPUID_REQUEST(),
-            cpuid.as_mut_fam_struct_ptr(),
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(cpuid)
 }
 
 /// A terminal's settings.
@@ -240,13 +123,6 @@ pub(crate) fn with_umask<T>(mask: libc::mode_t, run: impl FnOnce() -> T) -> T {
     // SAFETY: as above.
     unsafe { libc::umask(before) };
     result
-}
-
-/// The host's time-stamp counter.
-pub(crate) fn host_tsc() -> u64 {
-    // SAFETY: every CPU that KVM runs on has the instruction, and Linux lets
-    // programs use it.
-    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// A region of so many bytes within the mapping `around`, at the first multiple of

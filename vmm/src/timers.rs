@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::hyperv::Hyperv;
 use crate::sandbox::{self, Kind};
+use vmbus_kvm::Hyperv;
 
 /// The token of the eventfd that ends the thread; a VP's is its number.
 const STOP: u64 = u64::MAX;

@@ -29,8 +29,7 @@ use vmm::api::types::{
     Answer, ApiError, BusStatus, PowerAction, ServiceEntry, TimeStatus, VmState, VmStatus, answer,
 };
 use vmm::api::{Call, CallSender, Op};
-use vmm::events::{CrashCause, Event, EventHub};
-use vmm::hyperv::{CrashReport, SynicMode};
+use vmm::events::{CrashCause, CrashRecord, Event, EventHub};
 use vmm::trace::Trace;
 use vmm::vsock::registry::{HvsocketEntry, HvsocketRequest, RegistryError};
 use vmm_sys_util::eventfd::EventFd;
@@ -318,7 +317,7 @@ fn events_are_as_described() {
     let server = Server::start("events");
     let crash = |message| Event::Crashed {
         cause: CrashCause::Reported,
-        report: Some(CrashReport {
+        report: Some(CrashRecord {
             parameters: [1; 5],
             message,
         }),
@@ -527,7 +526,7 @@ impl Server {
         hub.write(&Event::Running {
             vcpus: 1,
             memory_mib: 1,
-            synic: SynicMode::User,
+            synic: "user",
             resets: 0,
         });
         thread::spawn(move || {

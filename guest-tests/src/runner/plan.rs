@@ -46,6 +46,10 @@ impl fmt::Display for Run {
 /// What is fuzzed unless another is named: its daemons take files too.
 const FUZZED: &str = "bookworm";
 
+/// Cases that are run in the hybrid mode too, not only when a kernel is tested in full:
+/// it is made of the other two.
+const IN_HYBRID: &[&str] = &["vmbus-connect", "services-ready"];
+
 /// Cases that the short default leaves out, for the minutes that they take in
 /// the nest: a kernel's name or the case's runs them.
 const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"];
@@ -86,6 +90,9 @@ pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
                 };
                 if both {
                     runs.extend([Some("kernel"), Some("user")].map(run));
+                    if full || IN_HYBRID.contains(&case.name) {
+                        runs.push(run(Some("hybrid")));
+                    }
                     continue;
                 }
                 runs.push(run(None));
@@ -168,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_the_synic_is_run_with_both() {
+    fn what_is_about_the_synic_is_run_with_all() {
         let runs = planned(None, Some("vmbus-connect trixie cpus=4"), false);
-        let both =
-            ["kernel", "user"].map(|synic| format!("vmbus-connect trixie cpus=4 synic={synic}"));
-        assert_eq!(runs, both);
+        let all = ["kernel", "user", "hybrid"];
+        let all = all.map(|synic| format!("vmbus-connect trixie cpus=4 synic={synic}"));
+        assert_eq!(runs, all);
     }
 
     #[test]

@@ -330,7 +330,7 @@ fn neighbouring_pages_are_one_stretch() {
     let pfns = [4, 5, 9, 3, 2, 3];
     assert_eq!(table.begin(&memory, &header(7, 6, &pfns)), COMPLETE);
     let list = table.get(Relid(1), GpadlId(7)).unwrap();
-    let runs: Vec<_> = list.runs().map(|(at, len)| (at.0, len)).collect();
+    let runs: Vec<_> = list.runs().collect();
     let wanted = [
         (0x4000, 0x2000),
         (0x9000, 0x1000),

@@ -22,10 +22,10 @@ use super::asked::{Asked, Question};
 use crate::api::types::{Answer, BusStatus, ServiceEntry, VmState, VmStatus, answer};
 use crate::api::{Call, Op, Reply};
 use crate::cli::TestDevice;
-use crate::hyperv::{FromGuest, Hyperv};
 use crate::services::Services;
 use crate::trace::Trace;
 use crate::vsock::Sockets;
+use vmbus_kvm::{FromGuest, Hyperv};
 
 /// Tokens of the loop; a channel's is its relid behind these.
 pub(super) const BELL: u64 = 0;

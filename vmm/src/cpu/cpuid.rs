@@ -6,8 +6,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-use crate::hyperv;
-use crate::hyperv::cpuid::Given;
+use vmbus::hyperv::cpuid::HostSupport;
 
 /// More entries than any list has.
 const MAX_ENTRIES: usize = 256;
@@ -16,7 +15,6 @@ const SIGNIFICANT_INDEX: u32 = 1;
 mod leaf1 {
     pub(super) const ECX_X2APIC: u32 = 1 << 21;
     pub(super) const ECX_TSC_DEADLINE: u32 = 1 << 24;
-    pub(super) const ECX_HYPERVISOR: u32 = 1 << 31;
     pub(super) const EDX_HTT: u32 = 1 << 28;
 }
 
@@ -37,17 +35,16 @@ pub struct CpuidTemplate {
 
 impl CpuidTemplate {
     /// Takes what KVM supports and makes of it the CPUID of a machine with `cpus` vCPUs.
+    /// `host` says what the Hyper-V side can do, given whether the TSC is invariant.
     pub fn new(
         supported: &CpuId,
         cpus: u32,
         tsc_deadline: bool,
-        lazy_eoi: bool,
-        timers: bool,
+        host: impl FnOnce(bool) -> HostSupport,
     ) -> Self {
         let mut entries: Vec<_> = supported
             .as_slice()
             .iter()
-            .filter(|entry| !hyperv::cpuid::RANGE.contains(&entry.function))
             .filter(|entry| !matches!(entry.function, 0xB | 0x1F | 0x8000_0026))
             .copied()
             .collect();
@@ -61,7 +58,7 @@ impl CpuidTemplate {
         for entry in &mut entries {
             set_topology(entry, cpus);
             if entry.function == 1 {
-                entry.ecx |= leaf1::ECX_X2APIC | leaf1::ECX_HYPERVISOR;
+                entry.ecx |= leaf1::ECX_X2APIC;
                 if tsc_deadline {
                     entry.ecx |= leaf1::ECX_TSC_DEADLINE;
                 }
@@ -70,21 +67,7 @@ impl CpuidTemplate {
         if max_basic >= 0xB {
             entries.extend(extended_topology(cpus));
         }
-        let given = Given {
-            invariant_tsc,
-            lazy_eoi,
-            timers,
-        };
-        entries.extend(hyperv::cpuid::leaves(cpus, given).into_iter().map(
-            |(function, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
-                function,
-                eax,
-                ebx,
-                ecx,
-                edx,
-                ..kvm_cpuid_entry2::default()
-            },
-        ));
+        vmbus_kvm::cpuid::replace(&mut entries, cpus, host(invariant_tsc));
         entries.truncate(MAX_ENTRIES);
         Self { entries, cpus }
     }
@@ -211,7 +194,11 @@ mod tests {
             entry(0x8000_001E, [0, 0, 0, 0]),
         ])
         .unwrap();
-        CpuidTemplate::new(&supported, cpus, true, true, true)
+        CpuidTemplate::new(&supported, cpus, true, |invariant_tsc| HostSupport {
+            invariant_tsc,
+            lazy_eoi: true,
+            timers: true,
+        })
     }
 
     fn find(template: &CpuidTemplate, id: u32, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -257,9 +244,6 @@ mod tests {
     #[test]
     fn the_guest_sees_a_hypervisor_and_an_x2apic() {
         let ecx = find(&template(1), 0, 1, 0).ecx;
-        assert_eq!(
-            ecx,
-            leaf1::ECX_X2APIC | leaf1::ECX_TSC_DEADLINE | leaf1::ECX_HYPERVISOR
-        );
+        assert_eq!(ecx, leaf1::ECX_X2APIC | leaf1::ECX_TSC_DEADLINE | 1 << 31);
     }
 }

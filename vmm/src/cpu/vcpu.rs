@@ -18,16 +18,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::{Condvar, Mutex};
+use vmbus::hyperv::{CrashReport, Fault, GUEST_OS_ID_MSR, HYPERCALL_PORT};
+use vmbus_kvm::exit::{self, HypervExit};
+use vmbus_kvm::{Hyperv, Mode};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::registers::{self, Snapshot};
 use crate::devices::Ports;
 use crate::devices::power::PowerRequest;
-use crate::hyperv::msr::{GUEST_OS_ID_MSR, HYPERCALL_OUT_OFFSET, HYPERCALL_PORT};
-use crate::hyperv::{CrashReport, Hyperv, SynicMode};
 use crate::sandbox::{self, Kind};
-use crate::sys::{self, HypervExit};
+use crate::sys;
 
 /// How long to wait between kicks of a thread that has to leave the guest.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -179,7 +180,7 @@ impl Vcpu {
             && let Some(guest) = registers::tsc(&self.fd)
         {
             self.hyperv
-                .set_tsc_offset(guest.wrapping_sub(sys::host_tsc()));
+                .set_tsc_offset(guest.wrapping_sub(vmbus_kvm::host_tsc()));
         }
     }
 
@@ -187,7 +188,7 @@ impl Vcpu {
     fn step(&mut self) -> Step {
         let (id, hyperv) = (self.id, &self.hyperv);
         match self.fd.run() {
-            Ok(VcpuExit::IoOut(HYPERCALL_PORT, _)) if hyperv.mode() == SynicMode::User => {
+            Ok(VcpuExit::IoOut(HYPERCALL_PORT, _)) if hyperv.mode() == Mode::User => {
                 self.hypercall_by_port()
             }
             Ok(VcpuExit::IoOut(port, data)) => match self.ports.write(port, data) {
@@ -213,8 +214,12 @@ impl Vcpu {
                 self.finish_rdmsr(result)
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
-                let result = hyperv.write_msr(id, exit.index, exit.data);
+                let index = exit.index;
+                let result = hyperv.write_msr(id, index, exit.data);
                 *exit.error = u8::from(result.is_err());
+                if hyperv.has_told_kvm_its_name(index) {
+                    self.learn_name();
+                }
                 match result {
                     Ok(Some(report)) => {
                         if self.events.crash_pending.swap(true, Ordering::AcqRel) {
@@ -252,13 +257,13 @@ impl Vcpu {
         }
     }
 
-    fn finish_rdmsr(&mut self, result: Result<u64, crate::hyperv::Fault>) -> Step {
-        sys::set_msr_result(self.fd.get_kvm_run(), result.ok());
+    fn finish_rdmsr(&mut self, result: Result<u64, Fault>) -> Step {
+        exit::set_msr_result(self.fd.get_kvm_run(), result.ok());
         Step::Continue
     }
 
     fn hyperv_exit(&mut self) -> Step {
-        match sys::hyperv_exit(self.fd.get_kvm_run()) {
+        match exit::hyperv(self.fd.get_kvm_run()) {
             Some(HypervExit::Synic {
                 control,
                 event_page,
@@ -267,18 +272,22 @@ impl Vcpu {
                 self.hyperv
                     .set_synic(self.id, control, event_page, message_page);
                 // A guest that sets up its SynIC has told KVM its name.
-                if let Some(id) = registers::msr(&self.fd, GUEST_OS_ID_MSR) {
-                    self.hyperv.set_guest_os_id(id);
-                }
+                self.learn_name();
             }
             Some(HypervExit::Hypercall { input, params }) => {
                 let [rdx, r8] = params;
                 let result = self.hyperv.hypercall(input, rdx, r8);
-                sys::set_hypercall_result(self.fd.get_kvm_run(), result);
+                exit::set_hypercall_result(self.fd.get_kvm_run(), result);
             }
-            Some(HypervExit::Other(_)) | None => {}
+            _ => {}
         }
         Step::Continue
+    }
+
+    fn learn_name(&self) {
+        if let Some(id) = registers::msr(&self.fd, GUEST_OS_ID_MSR) {
+            self.hyperv.set_guest_os_id(id);
+        }
     }
 
     /// A hypercall by the OUT of our own hypercall page. KVM skips the
@@ -292,8 +301,7 @@ impl Vcpu {
             Ok(state) => state,
             Err(error) => return self.failed(&format!("registers of a hypercall: {error}")),
         };
-        let from_page = regs.rip & 0xFFF == HYPERCALL_OUT_OFFSET && sregs.ss.dpl == 0;
-        if !from_page || !self.hyperv.hypercalls_enabled() {
+        if !self.hyperv.is_hypercall(regs.rip, sregs.ss.dpl) {
             // Somebody wrote to a port where nothing is.
             return Step::Continue;
         }

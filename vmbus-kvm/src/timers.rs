@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The synthetic timers of `--synic user`: one alarm of this host's for each VP.
+//! The synthetic timers of the mode `User`: one alarm of this host's for each VP.
 //!
 //! ```text
 //!  WRMSR ─► vCPU ─► SyntheticTimers ─► timerfd of the VP
@@ -7,7 +7,7 @@
 //!                         └─ timers' thread ◄┘ ─► KVM_SIGNAL_MSI
 //! ```
 //!
-//! With KVM's SynIC the timers are KVM's too. While the machine is paused its time
+//! In the mode `Kernel` the timers are KVM's. While the machine is paused its time
 //! stands still, and so do they.
 
 use std::os::fd::{AsRawFd, RawFd};
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use vmbus::synic::SyntheticTimers;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::kvm::KvmError;
+use crate::KvmError;
 
 const NS_PER_UNIT: u64 = 100;
 /// The longest alarm. A guest may ask for any time; when this one rings there is
@@ -28,7 +28,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const SHORTEST: Duration = Duration::from_nanos(1);
 
 /// The timers of all VPs.
-pub(super) struct Timers {
+pub(crate) struct Timers {
     vps: Vec<Alarm>,
     held: AtomicBool,
 }
@@ -39,7 +39,7 @@ struct Alarm {
 }
 
 impl Timers {
-    pub(super) fn new(cpus: u32) -> Result<Self, KvmError> {
+    pub(crate) fn new(cpus: u32) -> Result<Self, KvmError> {
         let alarm = |_| {
             let timer =
                 TimerFd::new().map_err(|error| KvmError::Timer(std::io::Error::from(error)))?;
@@ -55,22 +55,22 @@ impl Timers {
     }
 
     /// Whether an MSR is a timer's.
-    pub(super) fn owns_msr(index: u32) -> bool {
+    pub(crate) fn owns_msr(index: u32) -> bool {
         SyntheticTimers::owns_msr(index)
     }
 
     /// The alarms, of VP 0 and on. They ring by their edges and need not be read.
-    pub(super) fn alarms(&self) -> impl Iterator<Item = RawFd> + '_ {
+    pub(crate) fn alarms(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.vps.iter().map(|alarm| alarm.fd)
     }
 
-    pub(super) fn read_msr(&self, vp: u32, index: u32) -> Option<u64> {
+    pub(crate) fn read_msr(&self, vp: u32, index: u32) -> Option<u64> {
         self.vp(vp)?.state.lock().0.read_msr(index)
     }
 
     /// The guest writes an MSR at the reference time `now`; `interrupt` is called with
     /// the vectors of what has expired. False is a fault.
-    pub(super) fn write_msr(
+    pub(crate) fn write_msr(
         &self,
         vp: u32,
         index: u32,
@@ -89,7 +89,7 @@ impl Timers {
     }
 
     /// A VP's alarm rings, or what it was set by has changed.
-    pub(super) fn ring(&self, vp: u32, now: u64, interrupt: impl FnMut(u8)) {
+    pub(crate) fn ring(&self, vp: u32, now: u64, interrupt: impl FnMut(u8)) {
         if let Some(alarm) = self.vp(vp) {
             let mut state = alarm.state.lock();
             let (timers, alarm) = &mut *state;
@@ -98,7 +98,7 @@ impl Timers {
     }
 
     /// The machine's time stands still, or goes on: then all are to [`ring`](Self::ring).
-    pub(super) fn hold(&self, held: bool) {
+    pub(crate) fn hold(&self, held: bool) {
         self.held.store(held, Ordering::Release);
     }
 

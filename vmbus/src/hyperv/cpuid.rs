@@ -6,11 +6,12 @@
 //! Nothing of KVM's own signature may stay: the guest would prefer it.
 
 use bitflags::bitflags;
-use kvm_bindings::CpuId;
 
 /// One CPUID leaf: function, then EAX, EBX, ECX, EDX.
 pub type Leaf = (u32, [u32; 4]);
 
+/// The leaf whose EAX and EDX say which MSRs there are.
+pub const FEATURES: u32 = FIRST + 3;
 /// First of the hypervisor's leaves.
 pub const FIRST: u32 = 0x4000_0000;
 /// The range that belongs to hypervisors; KVM's own leaves in it are removed.
@@ -76,8 +77,8 @@ bitflags! {
 }
 
 /// What depends on the host.
-#[derive(Debug, Clone, Copy)]
-pub struct Given {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostSupport {
     /// Its TSC runs at one rate through all power states.
     pub invariant_tsc: bool,
     /// Its kernel has the assist page, and a guest gains by it.
@@ -87,15 +88,15 @@ pub struct Given {
 }
 
 /// The leaves of a partition with `cpus` VPs.
-pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
+pub fn leaves(cpus: u32, host: HostSupport) -> Vec<Leaf> {
     let mut features = Features::all();
-    features.set(Features::TSC_INVARIANT, given.invariant_tsc);
-    features.set(Features::APIC, given.lazy_eoi);
-    features.set(Features::SYNTHETIC_TIMERS, given.timers);
+    features.set(Features::TSC_INVARIANT, host.invariant_tsc);
+    features.set(Features::APIC, host.lazy_eoi);
+    features.set(Features::SYNTHETIC_TIMERS, host.timers);
     let mut misc = Misc::all();
-    misc.set(Misc::DIRECT_TIMERS, given.timers);
+    misc.set(Misc::DIRECT_TIMERS, host.timers);
     let mut hints = Hints::all();
-    hints.set(Hints::LAZY_EOI, given.lazy_eoi);
+    hints.set(Hints::LAZY_EOI, host.lazy_eoi);
     let [b, c, d] = VENDOR;
     let mut leaves = vec![
         (FIRST, [LAST, b, c, d]),
@@ -113,27 +114,23 @@ pub fn leaves(cpus: u32, given: Given) -> Vec<Leaf> {
     leaves
 }
 
-/// Whether KVM, by the leaves that it says it supports, has the timers of
-/// [`Given::timers`].
-pub fn offers_direct_timers(supported: &CpuId) -> bool {
-    let all = supported.as_slice();
-    all.iter().any(|leaf| {
-        leaf.function == FIRST + 3
-            && leaf.eax & Features::SYNTHETIC_TIMERS.bits() != 0
-            && leaf.edx & Misc::DIRECT_TIMERS.bits() != 0
-    })
+/// Whether a hypervisor that shows `registers` in the leaf 0x40000003 has the timers of
+/// [`HostSupport::timers`].
+pub const fn has_direct_timers(registers: [u32; 4]) -> bool {
+    let [eax, _, _, edx] = registers;
+    eax & Features::SYNTHETIC_TIMERS.bits() != 0 && edx & Misc::DIRECT_TIMERS.bits() != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: Given = Given {
+    const ALL: HostSupport = HostSupport {
         invariant_tsc: true,
         lazy_eoi: true,
         timers: true,
     };
-    const NONE: Given = Given {
+    const NONE: HostSupport = HostSupport {
         invariant_tsc: false,
         lazy_eoi: false,
         timers: false,
@@ -163,20 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn timers_need_both_of_kvms_bits() {
-        let said = |eax, edx| {
-            let leaf = kvm_bindings::kvm_cpuid_entry2 {
-                function: 0x4000_0003,
-                eax,
-                edx,
-                ..Default::default()
-            };
-            offers_direct_timers(&CpuId::from_entries(&[leaf]).unwrap())
-        };
-        assert!(said(0x8, 0x8_0000));
-        assert!(!said(0x8, 0));
-        assert!(!said(0, 0x8_0000));
-        assert!(!offers_direct_timers(&CpuId::from_entries(&[]).unwrap()));
+    fn timers_need_both_bits() {
+        assert!(has_direct_timers([0x8, 0, 0, 0x8_0000]));
+        assert!(!has_direct_timers([0x8, 0, 0, 0]));
+        assert!(!has_direct_timers([0, 0, 0, 0x8_0000]));
     }
 
     #[test]

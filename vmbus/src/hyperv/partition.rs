@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The synthetic MSRs that are served in user space, and the hypercall page.
+//! The partition: the synthetic MSRs that are neither the SynIC's nor the timers', and
+//! the hypercall page.
 //!
-//! With KVM's SynIC those are few: crash reports, because KVM keeps no message,
-//! and the TSC control, which older KVMs do not know. Without it they are all.
+//! Under a hypervisor that emulates Hyper-V few of them are ours: crash reports, because
+//! KVM keeps no message, and the TSC control, which older KVMs do not know. Under
+//! any other they are all.
 //!
-//! The hypercall page of the user-space mode cannot use VMCALL, which KVM would
-//! take for one of its own calls. It holds an OUT, which exits:
+//! Our hypercall page does not use VMCALL, which a hypervisor may take for one of its
+//! own calls. It holds an OUT, which exits:
 //!
 //! ```text
 //! F3 0F 1E FA   ENDBR64    guests that check for branch targets find one
 //! E7 F8         OUT 0xF8, EAX
 //! C3            RET        RAX is set while the vCPU is out
 //! ```
-
-use parking_lot::Mutex;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::crash::{self, CrashRegisters, CrashReport};
 use super::time::ReferenceTime;
@@ -24,9 +23,9 @@ use crate::memory::GuestMemory;
 pub const HYPERCALL_PORT: u16 = 0xF8;
 /// Offset of the OUT in the page.
 pub const HYPERCALL_OUT_OFFSET: u64 = 4;
-/// All synthetic MSRs, the range filtered in user-space mode.
+/// All synthetic MSRs.
 pub const RANGE: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
-/// MSRs filtered also when KVM serves the others.
+/// Those that are served here also when the hypervisor serves the others.
 pub const ALWAYS_OURS: [std::ops::Range<u32>; 3] = [
     RESET..RESET + 1,
     crash::P0..crash::CTL + 1,
@@ -62,16 +61,26 @@ const INT3: u8 = 0xCC;
 #[error("no such MSR, or not such a value")]
 pub struct Fault;
 
-/// The partition-wide part of the synthetic MSRs; vCPU threads share one.
+/// The partition-wide part of the synthetic MSRs.
+///
+/// # Example
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vmbus::hyperv::Partition;
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+/// let mut partition = Partition::new(1, 2_000_000_000);
+/// // Linux tells its name, then where it wants the hypercall page.
+/// partition.write(&memory, 0, 0x4000_0000, 0x8100_0006_0100_0000)?;
+/// partition.write(&memory, 0, 0x4000_0001, 0x5001)?;
+/// assert!(partition.hypercalls_enabled());
+/// assert_eq!(partition.read(0, 0x4000_0001, None)?, 0x5001);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
 pub struct Partition {
-    memory: GuestMemory,
     tsc_hz: u64,
     time: Option<ReferenceTime>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
     guest_os_id: u64,
     hypercall: u64,
     reference_tsc: u64,
@@ -82,68 +91,69 @@ struct State {
 
 impl Partition {
     /// A partition of `cpus` VPs whose TSC runs at `tsc_hz`.
-    pub fn new(memory: GuestMemory, cpus: u32, tsc_hz: u64) -> Self {
+    pub fn new(cpus: u32, tsc_hz: u64) -> Self {
         Self {
-            memory,
             tsc_hz,
             time: ReferenceTime::new(tsc_hz),
-            state: Mutex::new(State {
-                guest_os_id: 0,
-                hypercall: 0,
-                reference_tsc: 0,
-                tsc_invariant: 0,
-                vp_assist: vec![0; usize::try_from(cpus).unwrap_or(0)],
-                crash: CrashRegisters::default(),
-            }),
+            guest_os_id: 0,
+            hypercall: 0,
+            reference_tsc: 0,
+            tsc_invariant: 0,
+            vp_assist: vec![0; usize::try_from(cpus).unwrap_or(0)],
+            crash: CrashRegisters::default(),
         }
     }
 
     /// Reads an MSR for a VP; the reference counter needs to know the guest's TSC.
     pub fn read(&self, vp: u32, index: u32, tsc: Option<u64>) -> Result<u64, Fault> {
-        let state = self.state.lock();
-        if let Some(value) = state.crash.read(index) {
+        if let Some(value) = self.crash.read(index) {
             return Ok(value);
         }
         match index {
-            GUEST_OS_ID => Ok(state.guest_os_id),
-            HYPERCALL => Ok(state.hypercall),
+            GUEST_OS_ID => Ok(self.guest_os_id),
+            HYPERCALL => Ok(self.hypercall),
             VP_INDEX => Ok(vp.into()),
             TIME_REF_COUNT => Ok(self.time.ok_or(Fault)?.at(tsc.ok_or(Fault)?)),
-            REFERENCE_TSC => Ok(state.reference_tsc),
+            REFERENCE_TSC => Ok(self.reference_tsc),
             TSC_FREQUENCY => Ok(self.tsc_hz),
             APIC_FREQUENCY => Ok(APIC_HZ),
-            VP_ASSIST_PAGE => assist(vp, |at| state.vp_assist.get(at).copied()),
-            TSC_INVARIANT_CONTROL => Ok(state.tsc_invariant),
+            VP_ASSIST_PAGE => assist(vp, |at| self.vp_assist.get(at).copied()),
+            TSC_INVARIANT_CONTROL => Ok(self.tsc_invariant),
             _ => Err(Fault),
         }
     }
 
     /// Writes an MSR for a VP; a crash report comes back when the guest told one.
-    pub fn write(&self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
-        let mut state = self.state.lock();
-        if let Some(report) = state.crash.write(&self.memory, index, value) {
+    pub fn write(
+        &mut self,
+        memory: &dyn GuestMemory,
+        vp: u32,
+        index: u32,
+        value: u64,
+    ) -> Result<Option<CrashReport>, Fault> {
+        if let Some(report) = self.crash.write(memory, index, value) {
             return Ok(report);
         }
         match index {
             GUEST_OS_ID => {
-                state.guest_os_id = value;
+                self.guest_os_id = value;
                 if value == 0 {
                     // The page belongs to the guest again.
-                    state.hypercall = 0;
+                    self.hypercall = 0;
                 }
             }
-            HYPERCALL => self.set_hypercall(&mut state, value)?,
+            HYPERCALL => self.set_hypercall(memory, value)?,
             REFERENCE_TSC => {
                 if value & ENABLE != 0 {
                     let page = self.time.map(ReferenceTime::page).unwrap_or_default();
-                    self.fill_page(value, &page, 0)?;
+                    fill_page(memory, value, &page, 0)?;
                 }
-                state.reference_tsc = value;
+                self.reference_tsc = value;
             }
             VP_ASSIST_PAGE => assist(vp, |at| {
-                state.vp_assist.get_mut(at).map(|slot| *slot = value)
+                self.vp_assist.get_mut(at).map(|slot| *slot = value)
             })?,
-            TSC_INVARIANT_CONTROL => state.tsc_invariant = value,
+            TSC_INVARIANT_CONTROL => self.tsc_invariant = value,
             _ => return Err(Fault),
         }
         Ok(None)
@@ -151,12 +161,12 @@ impl Partition {
 
     /// What the guest calls itself.
     pub fn guest_os_id(&self) -> u64 {
-        self.state.lock().guest_os_id
+        self.guest_os_id
     }
 
     /// What the guest has told KVM that it calls itself.
-    pub fn set_guest_os_id(&self, id: u64) {
-        self.state.lock().guest_os_id = id;
+    pub fn set_guest_os_id(&mut self, id: u64) {
+        self.guest_os_id = id;
     }
 
     /// The reference counter at a value of the guest's TSC.
@@ -166,31 +176,29 @@ impl Partition {
 
     /// Whether hypercalls may be made: the guest has told its name and has a page.
     pub fn hypercalls_enabled(&self) -> bool {
-        let state = self.state.lock();
-        state.guest_os_id != 0 && state.hypercall & ENABLE != 0
+        self.guest_os_id != 0 && self.hypercall & ENABLE != 0
     }
 
-    fn set_hypercall(&self, state: &mut State, value: u64) -> Result<(), Fault> {
+    fn set_hypercall(&mut self, memory: &dyn GuestMemory, value: u64) -> Result<(), Fault> {
         // Until the guest has told its name the page cannot be enabled.
-        if value & ENABLE != 0 && state.guest_os_id != 0 {
-            self.fill_page(value, &HYPERCALL_CODE, INT3)?;
-            state.hypercall = value;
+        if value & ENABLE != 0 && self.guest_os_id != 0 {
+            fill_page(memory, value, &HYPERCALL_CODE, INT3)?;
+            self.hypercall = value;
         } else {
-            state.hypercall = value & !ENABLE;
+            self.hypercall = value & !ENABLE;
         }
         Ok(())
     }
+}
 
-    /// Fills the page that an MSR names.
-    fn fill_page(&self, msr: u64, start: &[u8], rest: u8) -> Result<(), Fault> {
-        let mut page = [rest; PAGE];
-        for (at, byte) in page.iter_mut().zip(start) {
-            *at = *byte;
-        }
-        self.memory
-            .write_slice(&page, GuestAddress(msr & PAGE_MASK))
-            .map_err(|_| Fault)
+/// Fills the page that an MSR names.
+fn fill_page(memory: &dyn GuestMemory, msr: u64, start: &[u8], rest: u8) -> Result<(), Fault> {
+    let mut page = [rest; PAGE];
+    for (at, byte) in page.iter_mut().zip(start) {
+        *at = *byte;
     }
+    let written = memory.write(msr & PAGE_MASK, &page);
+    written.then_some(()).ok_or(Fault)
 }
 
 /// A guest id in words: for open-source systems a kind and a version.
@@ -220,30 +228,46 @@ fn assist<T>(vp: u32, access: impl FnOnce(usize) -> Option<T>) -> Result<T, Faul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     const LINUX: u64 = 0x8100_0006_0100_0000;
 
-    fn partition() -> Partition {
-        let memory = crate::memory::map(4 << 20, false).unwrap();
-        Partition::new(memory, 2, 2_000_000_000)
+    /// A partition and its memory.
+    struct Machine(Partition, GuestMemoryMmap);
+
+    impl Machine {
+        fn write(&mut self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
+            self.0.write(&self.1, vp, index, value)
+        }
+    }
+
+    impl std::ops::Deref for Machine {
+        type Target = Partition;
+
+        fn deref(&self) -> &Partition {
+            &self.0
+        }
+    }
+
+    fn partition() -> Machine {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        Machine(Partition::new(2, 2_000_000_000), memory)
     }
 
     fn read(partition: &Partition, index: u32) -> Result<u64, Fault> {
         partition.read(1, index, Some(2_000_000_000))
     }
 
-    fn page(partition: &Partition, address: u64) -> Vec<u8> {
+    fn page(machine: &Machine, address: u64) -> Vec<u8> {
+        let memory: &dyn GuestMemory = &machine.1;
         let mut bytes = vec![0; PAGE];
-        partition
-            .memory
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        assert!(memory.read(address, &mut bytes));
         bytes
     }
 
     #[test]
     fn the_hypercall_page_begins_with_a_branch_target_and_traps() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, GUEST_OS_ID, LINUX).unwrap();
         partition.write(0, HYPERCALL, 0x5001).unwrap();
         assert_eq!(read(&partition, HYPERCALL), Ok(0x5001));
@@ -256,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_guest_without_a_name_gets_no_hypercalls() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, HYPERCALL, 0x5001).unwrap();
         assert_eq!(read(&partition, HYPERCALL), Ok(0x5000));
         assert!(!partition.hypercalls_enabled());
@@ -265,7 +289,7 @@ mod tests {
 
     #[test]
     fn taking_back_the_name_gives_back_the_page() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, GUEST_OS_ID, LINUX).unwrap();
         partition.write(0, HYPERCALL, 0x5001).unwrap();
         partition.write(0, GUEST_OS_ID, 0).unwrap();
@@ -275,7 +299,7 @@ mod tests {
 
     #[test]
     fn pages_outside_memory_are_faults() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, GUEST_OS_ID, LINUX).unwrap();
         for msr in [HYPERCALL, REFERENCE_TSC] {
             assert_eq!(partition.write(0, msr, (1 << 40) | 1), Err(Fault));
@@ -285,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_clock_page_and_the_counter_tell_one_time() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, REFERENCE_TSC, 0x6001).unwrap();
         let page = page(&partition, 0x6000);
         assert_eq!(page[..4], [1, 0, 0, 0]);
@@ -300,7 +324,7 @@ mod tests {
 
     #[test]
     fn each_vp_has_its_own_index_and_assist_page() {
-        let partition = partition();
+        let mut partition = partition();
         partition.write(0, VP_ASSIST_PAGE, 0x7001).unwrap();
         assert_eq!(read(&partition, VP_ASSIST_PAGE), Ok(0));
         assert_eq!(partition.read(0, VP_ASSIST_PAGE, None), Ok(0x7001));
@@ -328,7 +352,7 @@ mod tests {
 
     #[test]
     fn every_other_msr_of_the_range_is_a_fault() {
-        let partition = partition();
+        let mut partition = partition();
         for index in [
             0x4000_0003,
             0x4000_0010,

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use kvm_ioctls::VmFd;
 use parking_lot::RwLock;
 use vmbus::bus::Bus;
 use vmbus::synic::{HvStatus, VMBUS_MESSAGE_TYPE};
 use vmbus::wire::Payload;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::hyperv::VmHandle;
 use crate::sys;
 
 /// Messages on their way to the bus thread. A guest that posts more is told to
@@ -116,12 +116,12 @@ impl BusPort {
 
     /// A guest that does not read its messages may post no more of them, but
     /// for those that start over.
-    pub(super) fn set_congested(&self, congested: bool) {
+    pub(crate) fn set_congested(&self, congested: bool) {
         self.congested.store(congested, Ordering::Release);
     }
 
     /// Wakes the bus thread if it waits for the guest to read.
-    pub(super) fn ring_if_congested(&self) {
+    pub(crate) fn ring_if_congested(&self) {
         if self.congested.load(Ordering::Acquire) {
             let _ = self.bell.write(1);
         }
@@ -143,7 +143,11 @@ impl BusPort {
 
     /// A connection's eventfd, for as long as it is open. It may have been signalled
     /// already, before the connection was closed the last time.
-    pub(super) fn bind(&self, connection_id: u32, vm: Option<&VmFd>) -> io::Result<Arc<EventFd>> {
+    pub(crate) fn bind(
+        &self,
+        connection_id: u32,
+        vm: Option<&VmHandle>,
+    ) -> io::Result<Arc<EventFd>> {
         let mut signals = self.signals.write();
         let full = signals.len() >= MAX_BINDINGS;
         let binding = match signals.entry(connection_id) {
@@ -156,7 +160,7 @@ impl BusPort {
             }),
         };
         if let Some(vm) = vm.filter(|_| !binding.in_kvm) {
-            match sys::bind_hyperv_eventfd(vm, connection_id, &binding.event) {
+            match sys::bind_eventfd(vm, connection_id, &binding.event) {
                 Ok(()) => binding.in_kvm = true,
                 // The signal exits then, and is found above: slower, not lost.
                 Err(error) => {
@@ -169,7 +173,7 @@ impl BusPort {
     }
 
     /// The connection is closed: signals to it have no effect.
-    pub(super) fn unbind(&self, connection_id: u32) {
+    pub(crate) fn unbind(&self, connection_id: u32) {
         if let Some(binding) = self.signals.write().get_mut(&connection_id) {
             binding.open = false;
         }

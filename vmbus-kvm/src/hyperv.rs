@@ -1,70 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What makes a guest believe that it runs on Hyper-V: CPUID leaves, synthetic
-//! MSRs, hypercalls, a clock.
+//! The Hyper-V side of a machine: what vCPU threads and the bus thread share.
 //!
-//! Who serves what:
+//! | | `Kernel` | `Hybrid` | `User` |
+//! |---|---|---|---|
+//! | guest id, hypercall page, VP index, reference time, frequencies | KVM | KVM | [`Partition`] |
+//! | SynIC MSRs, injection | KVM | [`SoftSynic`], MSI | [`SoftSynic`], MSI |
+//! | synthetic timers | KVM | none | [`vmbus::synic`], a timerfd and MSI |
+//! | crash MSRs, TSC control | [`Partition`] | [`Partition`] | [`Partition`] |
 //!
-//! | | `--synic kernel` | `--synic user` |
-//! |---|---|---|
-//! | CPUID | [`cpuid`] | [`cpuid`] |
-//! | guest id, hypercall page, VP index, reference time, frequencies | KVM | [`msr`] |
-//! | SynIC MSRs, injection | KVM | `vmbus::synic`, MSI |
-//! | synthetic timers | KVM | `vmbus::synic`, a timerfd and MSI |
-//! | crash MSRs, TSC control | [`msr`] (KVM keeps no crash message) | [`msr`] |
-//! | hypercalls | VMCALL, exits as `KVM_EXIT_HYPERV` | OUT in the hypercall page |
-//!
-//! An MSR filter sends the accesses that are ours to user space in both modes,
-//! so a host kernel with or without Hyper-V emulation takes the same path.
-
-pub mod cpuid;
-pub mod crash;
-pub mod interrupts;
-pub mod msr;
-mod port;
-pub mod time;
-mod timers;
+//! An MSR filter sends the accesses that are ours to user space in all modes, so a host
+//! kernel with or without Hyper-V emulation takes the same path.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ics_devices::TimeSample;
-use kvm_bindings::KVM_CLOCK_REALTIME;
-use kvm_ioctls::VmFd;
-use parking_lot::Mutex;
+use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_irq_routing_entry};
+use parking_lot::{Mutex, RwLock};
+use vmbus::hyperv::{
+    CrashReport, Fault, HYPERCALL_OUT_OFFSET, Partition, TIME_REF_COUNT, guest_os_name,
+};
+use vmbus::memory::GuestMemory;
 use vmbus::synic::{
-    ExternalSynic, Hypercall, RaiseSint, SoftSynic, SynicAction, SynicError, SynicRegs, decode,
+    ExternalSynic, Hypercall, RaiseSint, SoftSynic, SynicAction, SynicError, SynicRegs, decode, msr,
 };
 use vmbus::wire::{Sint, VpIndex};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::kvm::KvmError;
-use crate::memory::GuestMemory;
-use crate::sys;
-pub use crash::CrashReport;
-use interrupts::SintLines;
-pub use msr::Fault;
-use msr::Partition;
-pub use port::{BusPort, FromGuest, Posted};
-use timers::Timers;
+use crate::interrupts::{self, SintLines};
+use crate::port::BusPort;
+use crate::timers::Timers;
+use crate::{KvmError, Mode, sys};
 
-/// Who emulates the SynIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SynicMode {
-    /// KVM does.
-    Kernel,
-    /// This process does.
-    User,
+/// A VM's descriptor, shared.
+#[derive(Clone)]
+pub struct VmHandle(Arc<dyn AsRawFd + Send + Sync>);
+
+impl VmHandle {
+    /// Of anything that has the VM's descriptor and keeps it open: an `Arc<VmFd>`, as a
+    /// rule.
+    pub fn new(vm: Arc<dyn AsRawFd + Send + Sync>) -> Self {
+        Self(vm)
+    }
+}
+
+impl AsRawFd for VmHandle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What does not change while a machine runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Who does what.
+    pub mode: Mode,
+    /// vCPUs; their numbers in KVM, their APIC ids and their VP indices are the same.
+    pub cpus: u32,
+    /// How fast their TSC runs.
+    pub tsc_hz: u64,
+    /// In the mode `Kernel` the number of the first of `cpus` interrupts that nobody else
+    /// uses: 24 where only an IO-APIC has any.
+    pub first_gsi: u32,
+}
+
+/// Two clocks at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockSample {
+    /// The host's wall clock, since 1970.
+    pub unix: Duration,
+    /// The guest's reference counter, in units of 100 ns.
+    pub reference: u64,
 }
 
 /// The Hyper-V side of a machine; vCPU threads and the bus thread share one.
 pub struct Hyperv {
-    vm: Arc<VmFd>,
-    memory: GuestMemory,
-    partition: Partition,
+    config: Config,
+    vm: VmHandle,
+    memory: RwLock<Arc<dyn GuestMemory>>,
+    partition: Mutex<Partition>,
     synic: Synic,
     port: BusPort,
     /// Guest's TSC less the host's, modulo 2^64.
@@ -75,54 +91,69 @@ pub struct Hyperv {
 /// `vmbus`; they differ in who holds the registers and raises the interrupt.
 enum Synic {
     Kernel(Mutex<ExternalSynic>, SintLines),
-    User(Mutex<SoftSynic>, Timers),
+    Soft(Mutex<SoftSynic>, Option<Timers>),
 }
 
 impl Hyperv {
-    /// For a machine whose `cpus` vCPUs have been made, with a TSC that runs at
-    /// `tsc_hz`. What the guest sends to the bus goes to `port`.
+    /// For a machine whose vCPUs have been made. What the guest sends to the bus goes to
+    /// `port`.
     pub fn new(
-        mode: SynicMode,
-        vm: Arc<VmFd>,
-        memory: GuestMemory,
-        cpus: u32,
-        tsc_hz: u64,
+        config: Config,
+        vm: VmHandle,
+        memory: Arc<dyn GuestMemory>,
         port: BusPort,
     ) -> Result<Self, KvmError> {
-        let synic = match mode {
-            SynicMode::Kernel => {
+        let cpus = config.cpus;
+        let synic = match config.mode {
+            Mode::Kernel => {
                 let lines = SintLines::new(cpus)?;
                 Synic::Kernel(Mutex::new(ExternalSynic::new(cpus)), lines)
             }
-            SynicMode::User => {
+            Mode::Hybrid => Synic::Soft(Mutex::new(SoftSynic::new(cpus)), None),
+            Mode::User => {
                 let timers = Timers::new(cpus)?;
-                Synic::User(Mutex::new(SoftSynic::new(cpus)), timers)
+                Synic::Soft(Mutex::new(SoftSynic::new(cpus)), Some(timers))
             }
         };
+        interrupts::allow_large_apic_ids(&vm, cpus)?;
         Ok(Self {
-            partition: Partition::new(memory.clone(), cpus, tsc_hz),
+            partition: Mutex::new(Partition::new(cpus, config.tsc_hz)),
+            config,
             vm,
-            memory,
+            memory: RwLock::new(memory),
             synic,
             port,
             tsc_offset: AtomicU64::new(0),
         })
     }
 
-    /// Lets interrupts reach the vCPUs. Until then they wait, so the guest may run.
-    pub fn wire_interrupts(&self) -> Result<(), KvmError> {
+    /// The guest's memory is another object from now on, as
+    /// [`Host::set_memory`](vmbus::host::Host::set_memory) has it for the bus.
+    pub fn set_memory(&self, memory: Arc<dyn GuestMemory>) {
+        *self.memory.write() = memory;
+    }
+
+    /// The interrupt routes that the VM needs beside its own, in the mode `Kernel`; none
+    /// in the others. `KVM_SET_GSI_ROUTING` takes all routes of a VM at once.
+    pub fn routes(&self) -> Vec<kvm_irq_routing_entry> {
         match &self.synic {
-            Synic::Kernel(_, lines) => lines.wire(&self.vm),
-            Synic::User(..) => Ok(()),
+            Synic::Kernel(_, lines) => lines.routes(self.config.first_gsi),
+            Synic::Soft(..) => Vec::new(),
         }
     }
 
-    /// Who emulates the SynIC.
-    pub fn mode(&self) -> SynicMode {
-        match self.synic {
-            Synic::Kernel(..) => SynicMode::Kernel,
-            Synic::User(..) => SynicMode::User,
+    /// Lets interrupts reach the vCPUs, once the VM has its [`routes`](Self::routes). Until
+    /// then they wait, so the guest may run.
+    pub fn wire_interrupts(&self) -> Result<(), KvmError> {
+        match &self.synic {
+            Synic::Kernel(_, lines) => lines.wire(&self.vm, self.config.first_gsi),
+            Synic::Soft(..) => Ok(()),
         }
+    }
+
+    /// Who does what.
+    pub fn mode(&self) -> Mode {
+        self.config.mode
     }
 
     /// Tells how far the guest's TSC is from the host's: when it starts, and
@@ -133,14 +164,14 @@ impl Hyperv {
 
     /// The guest's time stands still, and so do our synthetic timers.
     pub fn hold_timers(&self) {
-        if let Synic::User(_, timers) = &self.synic {
+        if let Some(timers) = self.timers() {
             timers.hold(true);
         }
     }
 
     /// The guest's time goes on, by the TSC that was told before.
     pub fn release_timers(&self) {
-        if let Synic::User(_, timers) = &self.synic {
+        if let Some(timers) = self.timers() {
             timers.hold(false);
             for (vp, _) in (0..).zip(timers.alarms()) {
                 self.timer_rings(vp);
@@ -148,21 +179,27 @@ impl Hyperv {
         }
     }
 
-    /// What tells that a synthetic timer of VP 0, 1, … may have expired; empty if KVM
-    /// sees to them. They are watched by their edges, and never read.
+    /// What tells that a synthetic timer of VP 0, 1, … may have expired; empty if there are
+    /// none in this process. They are watched by their edges, and never read.
     pub fn alarms(&self) -> Vec<RawFd> {
-        match &self.synic {
-            Synic::Kernel(..) => Vec::new(),
-            Synic::User(_, timers) => timers.alarms().collect(),
-        }
+        self.timers()
+            .map(|timers| timers.alarms().collect())
+            .unwrap_or_default()
     }
 
     /// A VP's alarm rings.
     pub fn timer_rings(&self, vp: u32) {
-        if let Synic::User(_, timers) = &self.synic {
+        if let Some(timers) = self.timers() {
             timers.ring(vp, self.reference_time(), |vector| {
                 interrupts::send_msi(&self.vm, vp, vector);
             });
+        }
+    }
+
+    fn timers(&self) -> Option<&Timers> {
+        match &self.synic {
+            Synic::Kernel(..) => None,
+            Synic::Soft(_, timers) => timers.as_ref(),
         }
     }
 
@@ -170,77 +207,93 @@ impl Hyperv {
     fn reference_time(&self) -> u64 {
         let offset = self.tsc_offset.load(Ordering::Acquire);
         let tsc = sys::host_tsc().wrapping_add(offset);
-        self.partition.reference_time(tsc)
+        self.partition.lock().reference_time(tsc)
     }
 
     /// The guest's name for itself, once it has told it.
     pub fn guest_os(&self) -> Option<String> {
-        msr::guest_os_name(self.partition.guest_os_id())
+        guest_os_name(self.partition.lock().guest_os_id())
     }
 
-    /// With KVM's SynIC it is KVM that the guest tells its name.
+    /// Whether the guest has told KVM its name, by now, in the MSR
+    /// [`GUEST_OS_ID_MSR`](vmbus::hyperv::GUEST_OS_ID_MSR): when it sets up a SynIC of
+    /// ours, to which it has just written `index`. With KVM's SynIC it has done so at the
+    /// first [`set_synic`](Self::set_synic).
+    pub fn has_told_kvm_its_name(&self, index: u32) -> bool {
+        self.mode() == Mode::Hybrid && index == msr::SCONTROL
+    }
+
+    /// What the guest has told KVM.
     pub fn set_guest_os_id(&self, id: u64) {
-        self.partition.set_guest_os_id(id);
+        self.partition.lock().set_guest_os_id(id);
     }
 
     /// Host's wall clock and guest's reference counter at one moment.
-    pub fn time_sample(&self) -> TimeSample {
+    pub fn clock_sample(&self) -> ClockSample {
         let now = || {
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            since.unwrap_or_default()
         };
-        if self.mode() == SynicMode::User {
-            return TimeSample::from_unix(now(), self.reference_time());
+        if self.mode() == Mode::User {
+            return ClockSample {
+                unix: now(),
+                reference: self.reference_time(),
+            };
         }
         // KVM's reference counter is its clock in units of 100 ns.
-        let clock = self.vm.get_clock().unwrap_or_default();
+        let clock = sys::clock(&self.vm).unwrap_or_default();
         let together = clock.flags & KVM_CLOCK_REALTIME != 0;
-        let host = if together {
-            Duration::from_nanos(clock.realtime)
-        } else {
-            now()
-        };
-        TimeSample::from_unix(host, clock.clock / 100)
+        ClockSample {
+            unix: if together {
+                Duration::from_nanos(clock.realtime)
+            } else {
+                now()
+            },
+            reference: clock.clock / 100,
+        }
     }
 
     /// Whether reading an MSR needs the guest's TSC.
     pub fn needs_tsc(&self, index: u32) -> bool {
-        index == msr::TIME_REF_COUNT
+        index == TIME_REF_COUNT
     }
 
     /// Reads an MSR for a VP.
     pub fn read_msr(&self, vp: u32, index: u32, tsc: Option<u64>) -> Result<u64, Fault> {
         match &self.synic {
-            Synic::User(synic, _) if SoftSynic::owns_msr(index) => {
+            Synic::Soft(synic, _) if SoftSynic::owns_msr(index) => {
                 synic.lock().read_msr(VpIndex(vp), index).ok_or(Fault)
             }
-            Synic::User(_, timers) if Timers::owns_msr(index) => {
+            Synic::Soft(_, Some(timers)) if Timers::owns_msr(index) => {
                 timers.read_msr(vp, index).ok_or(Fault)
             }
-            _ => self.partition.read(vp, index, tsc),
+            _ => self.partition.lock().read(vp, index, tsc),
         }
     }
 
     /// Writes an MSR for a VP; a crash report comes back when the guest told one.
     pub fn write_msr(&self, vp: u32, index: u32, value: u64) -> Result<Option<CrashReport>, Fault> {
         match &self.synic {
-            Synic::User(synic, _) if SoftSynic::owns_msr(index) => {
+            Synic::Soft(synic, _) if SoftSynic::owns_msr(index) => {
                 let mut synic = synic.lock();
-                let written = synic.write_msr(&self.memory, VpIndex(vp), index, value);
+                let memory = self.memory.read();
+                let written = synic.write_msr(&**memory, VpIndex(vp), index, value);
                 self.interrupt_by_msi(&mut synic);
-                if index == vmbus::synic::msr::EOM {
+                if index == msr::EOM {
                     self.port.ring_if_congested();
                 }
                 written.map(|()| None).map_err(|_| Fault)
             }
-            Synic::User(_, timers) if Timers::owns_msr(index) => {
+            Synic::Soft(_, Some(timers)) if Timers::owns_msr(index) => {
                 let now = self.reference_time();
                 let interrupt = |vector| interrupts::send_msi(&self.vm, vp, vector);
                 let written = timers.write_msr(vp, index, value, now, interrupt);
                 written.then_some(None).ok_or(Fault)
             }
-            _ => self.partition.write(vp, index, value),
+            _ => {
+                let memory = self.memory.read();
+                self.partition.lock().write(&**memory, vp, index, value)
+            }
         }
     }
 
@@ -253,7 +306,7 @@ impl Hyperv {
                 simp,
             };
             let mut synic = synic.lock();
-            log_failure(vp, synic.set_regs(&self.memory, VpIndex(vp), regs));
+            log_failure(vp, synic.set_regs(&**self.memory.read(), VpIndex(vp), regs));
             raise_lines(&mut synic, lines);
         }
     }
@@ -262,7 +315,7 @@ impl Hyperv {
     pub fn end_of_message_event(&self) -> Option<&Arc<EventFd>> {
         match &self.synic {
             Synic::Kernel(_, lines) => Some(&lines.end_of_message),
-            Synic::User(..) => None,
+            Synic::Soft(..) => None,
         }
     }
 
@@ -272,7 +325,7 @@ impl Hyperv {
             let mut synic = synic.lock();
             for vp in (0..cpus).map(VpIndex) {
                 if synic.queued_messages(vp) > 0 {
-                    log_failure(vp.0, synic.end_of_message(&self.memory, vp));
+                    log_failure(vp.0, synic.end_of_message(&**self.memory.read(), vp));
                 }
             }
             raise_lines(&mut synic, lines);
@@ -286,7 +339,7 @@ impl Hyperv {
                 let synic = synic.lock();
                 (0..cpus).any(|vp| synic.queued_messages(VpIndex(vp)) > 0)
             }
-            Synic::User(..) => false,
+            Synic::Soft(..) => false,
         }
     }
 
@@ -301,13 +354,15 @@ impl Hyperv {
         match &self.synic {
             Synic::Kernel(synic, lines) => {
                 let mut synic = synic.lock();
-                let posted = synic.post_message(&self.memory, vp, sint, message_type, payload);
+                let posted =
+                    synic.post_message(&**self.memory.read(), vp, sint, message_type, payload);
                 raise_lines(&mut synic, lines);
                 posted
             }
-            Synic::User(synic, _) => {
+            Synic::Soft(synic, _) => {
                 let mut synic = synic.lock();
-                let posted = synic.post_message(&self.memory, vp, sint, message_type, payload);
+                let posted =
+                    synic.post_message(&**self.memory.read(), vp, sint, message_type, payload);
                 self.interrupt_by_msi(&mut synic);
                 posted
             }
@@ -319,13 +374,13 @@ impl Hyperv {
         match &self.synic {
             Synic::Kernel(synic, lines) => {
                 let mut synic = synic.lock();
-                let signalled = synic.signal_event(&self.memory, vp, sint, flag);
+                let signalled = synic.signal_event(&**self.memory.read(), vp, sint, flag);
                 raise_lines(&mut synic, lines);
                 signalled
             }
-            Synic::User(synic, _) => {
+            Synic::Soft(synic, _) => {
                 let mut synic = synic.lock();
-                let signalled = synic.signal_event(&self.memory, vp, sint, flag);
+                let signalled = synic.signal_event(&**self.memory.read(), vp, sint, flag);
                 self.interrupt_by_msi(&mut synic);
                 signalled
             }
@@ -336,7 +391,7 @@ impl Hyperv {
     pub fn discard_messages(&self) {
         match &self.synic {
             Synic::Kernel(synic, _) => synic.lock().discard_messages(),
-            Synic::User(synic, _) => synic.lock().discard_messages(),
+            Synic::Soft(synic, _) => synic.lock().discard_messages(),
         }
     }
 
@@ -356,14 +411,18 @@ impl Hyperv {
         self.port.set_congested(congested);
     }
 
-    /// Whether the guest has set up its hypercall page.
-    pub fn hypercalls_enabled(&self) -> bool {
-        self.partition.hypercalls_enabled()
+    /// Whether a write to [`HYPERCALL_PORT`](vmbus::hyperv::HYPERCALL_PORT) is a hypercall, by
+    /// where the guest is and with which privilege.
+    pub fn is_hypercall(&self, rip: u64, cpl: u8) -> bool {
+        self.mode() == Mode::User
+            && rip & 0xFFF == HYPERCALL_OUT_OFFSET
+            && cpl == 0
+            && self.partition.lock().hypercalls_enabled()
     }
 
     /// Makes a hypercall: control word, RDX and R8; the result is for RAX.
     pub fn hypercall(&self, control: u64, rdx: u64, r8: u64) -> u64 {
-        let status = match decode(&self.memory, control, rdx, r8) {
+        let status = match decode(&**self.memory.read(), control, rdx, r8) {
             Ok(Hypercall::PostMessage {
                 connection_id,
                 message_type,
@@ -378,11 +437,9 @@ impl Hyperv {
         status.to_rax()
     }
 
-    fn in_kernel_vm(&self) -> Option<&VmFd> {
-        match self.mode() {
-            SynicMode::Kernel => Some(&self.vm),
-            SynicMode::User => None,
-        }
+    /// The VM, if KVM takes the guest's signals.
+    fn in_kernel_vm(&self) -> Option<&VmHandle> {
+        self.mode().has_kvms_hypercalls().then_some(&self.vm)
     }
 
     fn interrupt_by_msi(&self, synic: &mut SoftSynic) {

@@ -387,7 +387,7 @@ fn the_service_is_needed_until_the_guest_has_thawed_or_had_the_time_to() {
     script.advance(secs(3600));
     assert_eq!(needed(&script), Some(Needed::Thawing { left }));
     script.resume();
-    script.advance(THAW_PATIENCE - millis(1));
+    script.advance(THAW_PATIENCE.saturating_sub(millis(1)));
     let left = millis(1);
     assert_eq!(needed(&script), Some(Needed::Thawing { left }));
     // Nor does it help to close the channel, and to open it again.

@@ -24,9 +24,6 @@ const MAX_ADDRESSES: usize = 25;
 /// Gateways of an adapter: their field is half as long.
 const MAX_GATEWAYS: usize = 12;
 
-/// What the query of a pool's listing may have in it.
-pub(super) const LIST_PARAMETERS: &[&str] = &["from"];
-
 /// `POST /v1/files`: a file for the guest, as its query says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileCopy {
@@ -202,9 +199,8 @@ pub fn upload(target: &str, pipe: Pipe) -> Result<FileCopy, ApiError> {
 
 fn list(request: &Request, pool: &str) -> Result<KvpRequest, ApiError> {
     let pool = parse_pool(pool)?;
-    let query = Query::parse(split(&request.target).1, LIST_PARAMETERS)?;
-    let from = query.number_within("from", MAX_LISTED)?;
-    Ok(KvpRequest::List(pool, from.unwrap_or(0)))
+    let query = Query::parse(split(&request.target).1, &["from"])?;
+    Ok(KvpRequest::List(pool, query.index("from", MAX_LISTED)?))
 }
 
 fn item(request: &Request, method: &str, pool: &str, key: &str) -> Result<KvpRequest, ApiError> {

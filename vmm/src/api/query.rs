@@ -48,38 +48,32 @@ impl Query {
         }
     }
 
+    /// A number from 0 to `most`, and 0 if it is not there.
+    pub fn index(&self, name: &str, most: u32) -> Result<u32, ApiError> {
+        let text = self.text(name).unwrap_or("0");
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(index) if index <= most && digits => Ok(index),
+            _ => Err(wrong(&format!(
+                "{name} is a number from 0 to {most}, not '{text}'"
+            ))),
+        }
+    }
+
     /// A number from 1 on, if it is there.
     pub fn count(&self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.text(name) else {
             return Ok(None);
         };
-        match digits(text) {
-            Some(count) if count > 0 => Ok(Some(count)),
+        // A sign in front of it would be taken too.
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(count) if count > 0 && digits => Ok(Some(count)),
             _ => Err(wrong(&format!(
                 "{name} is a number from 1 on, not '{text}'"
             ))),
         }
     }
-
-    /// A number from 0 to `most`, if it is there.
-    pub fn number_within(&self, name: &str, most: u32) -> Result<Option<u32>, ApiError> {
-        let Some(text) = self.text(name) else {
-            return Ok(None);
-        };
-        let number = digits(text).and_then(|number| u32::try_from(number).ok());
-        match number.filter(|number| *number <= most) {
-            Some(number) => Ok(Some(number)),
-            None => Err(wrong(&format!(
-                "{name} is a number from 0 to {most}, not '{text}'"
-            ))),
-        }
-    }
-}
-
-/// A number without a sign, which the parser would take too.
-fn digits(text: &str) -> Option<u64> {
-    let all = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| all)
 }
 
 fn wrong(why: &str) -> ApiError {

@@ -125,7 +125,7 @@ fn parameters(parts: &[&str]) -> &'static [&'static str] {
         ["v1", "vm"] => &["look"],
         ["v1", "events"] => &["follow", "lines"],
         ["v1", "trace"] => &["lines"],
-        ["v1", "kvp", _] => data::LIST_PARAMETERS,
+        ["v1", "kvp", _] => &["from"],
         _ => &[],
     }
 }

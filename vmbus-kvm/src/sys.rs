@@ -205,8 +205,10 @@ fn number(fd: RawFd) -> io::Result<u32> {
 #[cfg(test)]
 pub(crate) fn hypercall_result(run: &kvm_run) -> Option<u64> {
     matches!(hyperv(run), Some(HypervExit::Hypercall { .. })).then(|| {
-        // SAFETY: the variant was just checked; a plain integer.
-        unsafe { run.__bindgen_anon_1.hyperv.u.hcall.result }
+        // SAFETY: the variant was just checked.
+        let hyperv = unsafe { run.__bindgen_anon_1.hyperv };
+        // SAFETY: likewise; a plain integer.
+        unsafe { hyperv.u.hcall.result }
     })
 }
 

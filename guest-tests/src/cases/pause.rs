@@ -115,6 +115,8 @@ fn commands(context: &Context) -> Outcome {
         (End::Done, &["time"]),
         (End::Busy, &["time", "sync"]),
         (End::Paused, &["connect", "22"]),
+        // It listens on this host, whatever the guest does; its clients are told.
+        (End::Follows, &["forward", "0", "22"]),
         (End::Done, &["hvsocket", "list"]),
         (End::Done, &["hvsocket", "register", "5000", "echo"]),
         (End::Done, &["hvsocket", "unregister", "5000"]),

@@ -96,15 +96,21 @@ impl<'a> GuestSlice<'a> {
     /// The 64-bit word at `at`, if it is all there, and aligned.
     pub(crate) fn atomic_u64(self, at: usize) -> Option<&'a AtomicU64> {
         let word = self.span(at, size_of::<u64>())?.cast::<AtomicU64>();
+        if !word.is_aligned() {
+            return None;
+        }
         // SAFETY: as in `words`.
-        word.is_aligned().then(|| unsafe { word.as_ref() })
+        Some(unsafe { word.as_ref() })
     }
 
     /// The 32-bit word at `at`, if it is all there, and aligned.
     pub(crate) fn atomic_u32(self, at: usize) -> Option<&'a AtomicU32> {
         let word = self.span(at, size_of::<u32>())?.cast::<AtomicU32>();
+        if !word.is_aligned() {
+            return None;
+        }
         // SAFETY: as in `words`.
-        word.is_aligned().then(|| unsafe { word.as_ref() })
+        Some(unsafe { word.as_ref() })
     }
 
     /// Copies from `at` into `to`; false if it is not all there.

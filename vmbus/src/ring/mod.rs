@@ -135,6 +135,8 @@ pub struct RingPair {
 impl RingPair {
     /// Resolves the pages numbered `pfns` and takes the indices that the guest
     /// left in them. The first `downstream_offset` pages are the incoming ring.
+    // By value an `Arc` of any memory becomes one of the trait.
+    #[expect(clippy::needless_pass_by_value)]
     pub fn open(
         memory: Arc<dyn GuestMemory>,
         pfns: &[u64],

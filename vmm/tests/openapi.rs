@@ -475,7 +475,9 @@ fn perform(op: &Op) -> Answer {
             ..IpEntry::default()
         }),
         Op::Kvp(_) => Ok(json!({"done": true})),
-        Op::VssState => Ok(json!({"filesystems": "thawed", "thawed_in_ms": null, "expired": 0})),
+        Op::VssState => Ok(json!({
+            "filesystems": "thawed", "thawed_in_ms": null, "expired": 0, "paused": false,
+        })),
         Op::Vss(VssRequest::Check) => Ok(json!({"possible": true})),
         Op::Vss(VssRequest::Thaw) => Ok(json!({"thawed": true, "was_frozen": true})),
         Op::Vss(VssRequest::Freeze { .. }) => Ok(json!({"frozen": true, "max_ms": 10})),

@@ -85,7 +85,7 @@ fn a_pool_of_as_many_items_as_are_listed_is_listed_whole_and_searched_to_its_end
 fn a_listing_ends_before_its_limit_in_bytes_and_the_next_one_goes_on_there() {
     for (value, bytes) in [
         ("v".repeat(1000), 1036),
-        ("\u{20ac}".repeat(500), 1536),
+        ("\u{20ac}".repeat(500), 3036),
         ("\"\\".repeat(400), 1636),
         ("\u{1}\n".repeat(500), 6036),
     ] {

@@ -42,7 +42,7 @@ fn fixture(name: &str) -> Fixture {
                 Op::Time => kept.push(call.reply),
                 Op::TimeSync => drop(call.reply),
                 // As long as an answer can be, and one byte more.
-                Op::Services => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
+                Op::Kvp(_) => call.reply.send(Ok("x".repeat(MAX_ANSWER - 2).into())),
                 Op::Hvsocket(_) => call.reply.send(Ok("x".repeat(MAX_ANSWER - 1).into())),
                 // How many have hung up of those that are kept.
                 Op::VssState => {
@@ -175,7 +175,7 @@ fn silent_and_waiting_clients_hold_up_nobody() {
 #[test]
 fn an_answer_is_as_long_as_may_wait_for_a_client_and_no_longer() {
     let fixture = fixture("long");
-    let (status, body) = fixture.ask("GET /v1/services HTTP/1.1\r\n\r\n");
+    let (status, body) = fixture.ask("GET /v1/kvp/guest HTTP/1.1\r\n\r\n");
     assert_eq!((status, body.len()), (200, MAX_ANSWER + 1));
     let (status, body) = fixture.ask("GET /v1/hvsocket/services HTTP/1.1\r\n\r\n");
     assert_eq!(status, 500);
@@ -184,7 +184,7 @@ fn an_answer_is_as_long_as_may_wait_for_a_client_and_no_longer() {
     let silent: Vec<_> = (0..MAX_CLIENTS)
         .map(|_| {
             let mut stream = fixture.connect();
-            let twice = "GET /v1/services HTTP/1.1\r\n\r\n".repeat(2);
+            let twice = "GET /v1/kvp/guest HTTP/1.1\r\n\r\n".repeat(2);
             stream.write_all(twice.as_bytes()).unwrap();
             stream
         })

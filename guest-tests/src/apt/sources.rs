@@ -16,6 +16,15 @@ pub(super) struct Mirrors {
     security: Option<String>,
 }
 
+/// What is to be had of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Packages.
+    Binary,
+    /// What they are built from.
+    Source,
+}
+
 const RELEASES: [&str; 10] = [
     "bullseye",
     "bookworm",
@@ -83,15 +92,19 @@ impl Mirrors {
     }
 
     /// The lines that give a private apt one release.
-    pub(super) fn sources_list(&self, release: &str, keyring: &Path) -> String {
+    pub(super) fn sources_list(&self, kind: Kind, release: &str, keyring: &Path) -> String {
         let keyring = keyring.display();
+        let word = match kind {
+            Kind::Binary => "deb",
+            Kind::Source => "deb-src",
+        };
         let mut text = String::new();
         if let Some(uri) = &self.main {
-            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {release} main");
+            let _ = writeln!(text, "{word} [signed-by={keyring}] {uri} {release} main");
         }
         if let Some(uri) = self.security.as_ref().filter(|_| release != "sid") {
             let suite = format!("{release}-security");
-            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
+            let _ = writeln!(text, "{word} [signed-by={keyring}] {uri} {suite} main");
         }
         text
     }
@@ -195,13 +208,22 @@ mod tests {
     fn sid_has_no_security_suite() {
         let keyring = Path::new("/k.gpg");
         assert_eq!(
-            both().sources_list("sid", keyring),
+            both().sources_list(Kind::Binary, "sid", keyring),
             "deb [signed-by=/k.gpg] http://mirror.example/debian sid main\n"
         );
         assert!(
             both()
-                .sources_list("trixie", keyring)
+                .sources_list(Kind::Binary, "trixie", keyring)
                 .contains(" trixie-security main\n")
+        );
+    }
+
+    #[test]
+    fn sources_are_asked_for_by_deb_src_alone() {
+        let text = both().sources_list(Kind::Source, "trixie", Path::new("/k.gpg"));
+        assert!(
+            text.lines().all(|line| line.starts_with("deb-src [")),
+            "{text}"
         );
     }
 }

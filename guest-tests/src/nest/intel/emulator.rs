@@ -28,7 +28,7 @@ const RELEASE: &str = "trixie";
 
 /// How it is built. `--with-nogui` leaves out every display.
 const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-cpu-level=6 --enable-x86-64 \
-    --enable-pci --enable-vmx=2 --enable-svm --enable-avx --enable-memtype \
+    --enable-pci --enable-vmx=2 --enable-svm --enable-avx --enable-evex --enable-memtype \
     --enable-all-optimizations --enable-trace-linking";
 
 /// The packages with firmware and boot loader.

@@ -26,7 +26,7 @@ use guest_agent::batch::{self, Plan};
 use super::watch::{ConsoleWatch, Pulse};
 use crate::error::{HarnessError, Result, failed};
 use crate::progress::whisper;
-pub use disc::Contents;
+pub use disc::{Contents, Guest};
 use emulator::Machine;
 use progress::{Port, Progress, Step};
 

@@ -40,9 +40,21 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 pub struct Contents {
     /// Our programs.
     pub programs: Vec<PathBuf>,
-    /// Guests' kernels with their images.
-    pub guests: Vec<Image>,
-    /// Unpacked kernels are on it too.
+    /// A guest of our own, which cases look for beside them.
+    pub hostile: PathBuf,
+    /// The guests.
+    pub guests: Vec<Guest>,
+}
+
+/// A guest on the disc. What nobody boots is left out: the nest has all of the
+/// disc in memory, and takes seconds for that.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// Its kernel and initial RAM disk.
+    pub image: Image,
+    /// Some test boots the bzImage.
+    pub vmlinuz: bool,
+    /// Some test boots the ELF file in it.
     pub vmlinux: bool,
 }
 
@@ -70,7 +82,8 @@ impl Contents {
     /// The files but the programs and their libraries.
     fn guest_files(&self) -> Vec<Entry> {
         let mut files = Vec::new();
-        for image in &self.guests {
+        for guest in &self.guests {
+            let image = &guest.image;
             let name = &image.kernel.name;
             let dir = format!("{CACHE}/kernels/{name}");
             let vmlinuz = image.kernel.vmlinuz();
@@ -79,8 +92,10 @@ impl Contents {
                 0o644,
                 vmlinuz.with_file_name("release"),
             ));
-            files.push((format!("{dir}/vmlinuz"), 0o644, vmlinuz));
-            if self.vmlinux {
+            if guest.vmlinuz {
+                files.push((format!("{dir}/vmlinuz"), 0o644, vmlinuz));
+            }
+            if guest.vmlinux {
                 let vmlinux = image.kernel.vmlinux_path();
                 files.push((format!("{dir}/vmlinux"), 0o644, vmlinux));
             }
@@ -107,6 +122,9 @@ impl Contents {
             libraries.extend(linked(&String::from_utf8_lossy(&list)));
             files.push((format!("{BIN}/{name}"), 0o755, stripped));
         }
+        let name = self.hostile.file_name().unwrap_or_default();
+        let path = format!("{BIN}/{}", name.to_string_lossy());
+        files.push((path, 0o755, self.hostile.clone()));
         files.extend(libraries.into_iter().map(|path| {
             let here = PathBuf::from(&path);
             (path, 0o755, here)

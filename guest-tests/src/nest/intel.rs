@@ -146,7 +146,7 @@ fn serve(
             tell(job, Err(error), since.elapsed());
             Ok(progress.ended() + 1)
         }
-        // Not even the first began: another nest would do no better.
+        // It failed by itself: another nest would do no better, or hide why.
         None => Err(error),
     }
 }

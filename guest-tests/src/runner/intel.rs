@@ -2,6 +2,7 @@
 //! Tests in the nest with an Intel CPU: one batch, each test once.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use guest_agent::batch::Command;
@@ -73,7 +74,7 @@ fn jobs(runs: &[Run], long: bool) -> Result<Vec<Job>> {
     let job = |(number, run): (u32, &Run)| {
         let argv = argv(run, &suite, &vmm, long)
             .into_iter()
-            .map(|word| word.into_string())
+            .map(OsString::into_string)
             .collect::<std::result::Result<Vec<_>, _>>()
             .map_err(|word| failed("tests", format!("{} is no text", word.display())))?;
         Ok(Job {

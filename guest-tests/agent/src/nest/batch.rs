@@ -3,6 +3,7 @@
 //! initial RAM disk, and says on the second serial port what became of them, see
 //! [`guest_agent::batch`]. The first serial port is the kernel's console.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -132,7 +133,7 @@ fn facts() -> String {
     );
     for name in ["ept", "vpid", "unrestricted_guest", "enable_apicv", "pml"] {
         let value = read(&format!("/sys/module/kvm_intel/parameters/{name}"));
-        text.push_str(&format!(" {name}={}", value.trim()));
+        let _ = write!(text, " {name}={}", value.trim());
     }
     text
 }

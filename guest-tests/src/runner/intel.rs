@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(first.command.limit, 240 * LONG);
         assert_eq!(
             first.command.argv.join(" "),
-            "/batch/bin/guest-suite run boot --kernel bookworm-cloud --cpus 1 \
+            "/batch/bin/guest-suite run boot --kernel bookworm-cloud --cpus 2 \
              --vmm /batch/bin/vmm --long"
         );
         assert!(first.name.starts_with("[1/"));

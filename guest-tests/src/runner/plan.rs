@@ -57,13 +57,11 @@ const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"
 /// What the Intel nest runs unless told otherwise: something of everything, in
 /// few minutes. Its kernels are packed in a way that is quickly unpacked, or not
 /// packed at all (`boot-elf`).
-const INTEL: [(&str, &str, u32, Option<&str>); 13] = [
-    ("boot", "bookworm-cloud", 1, None),
-    ("boot", "bookworm-cloud", 2, Some("user")),
+const INTEL: [(&str, &str, u32, Option<&str>); 11] = [
+    ("boot", "bookworm-cloud", 2, None),
     ("boot-elf", "trixie", 2, None),
     ("vmbus-connect", "bookworm-cloud", 1, Some("kernel")),
     ("vmbus-connect", "bookworm-cloud", 1, Some("user")),
-    ("services-ready", "bookworm-cloud", 1, Some("kernel")),
     ("services-ready", "bookworm-cloud", 1, Some("user")),
     ("shutdown", "bookworm-cloud", 2, Some("kernel")),
     ("time-sync", "bookworm-cloud", 1, None),

@@ -231,13 +231,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_lost_a_byte_is_no_line() {
+    fn a_line_that_lost_a_byte_says_nothing_else() {
         let line = Line::answer(3, "exit", b"1").encode();
         for at in 0..line.trim_end().len() {
             let mut cut = line.clone();
             cut.remove(at);
-            let error = Said::parse(&cut).unwrap_err();
-            assert!(error.contains("damaged"), "{at}: {error}");
+            match Said::parse(&cut) {
+                Err(error) => assert!(error.contains("damaged"), "{at}: {error}"),
+                // A zero in front of the checksum.
+                Ok(said) => assert_eq!(said, Said::Exit(3, 1), "{at}"),
+            }
         }
     }
 }

@@ -4,7 +4,9 @@
 //! Each release has a private `apt` state in the cache: its own sources,
 //! lists and no installed packages, so the machine's own `apt` never notices.
 //! Signatures are checked as always. Packages are unpacked, never installed.
+//! [`SourceRelease`] is the same for the sources that packages are built from.
 
+mod source;
 mod sources;
 
 use std::fs;
@@ -14,7 +16,8 @@ use std::process::Command;
 use crate::error::{Context, Result, failed, output_of};
 use crate::paths;
 use crate::progress::step;
-use sources::Mirrors;
+pub use source::SourceRelease;
+use sources::{Kind, Mirrors};
 
 const LAYER: &str = "apt";
 
@@ -29,12 +32,17 @@ const KEYRING_SOURCES: [&str; 2] = ["trixie", "bookworm"];
 pub struct Release {
     name: String,
     dir: PathBuf,
+    kind: Kind,
 }
 
 impl Release {
     /// A release by its code name, such as `bookworm`. Nothing is fetched yet.
     pub fn open(name: &str) -> Result<Self> {
-        let dir = paths::cache(&format!("apt/{name}"))?;
+        Self::open_kind(name, &format!("apt/{name}"), Kind::Binary)
+    }
+
+    fn open_kind(name: &str, dir: &str, kind: Kind) -> Result<Self> {
+        let dir = paths::cache(dir)?;
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
             let sub = dir.join(sub);
             fs::create_dir_all(&sub).context(LAYER, sub.display())?;
@@ -42,6 +50,7 @@ impl Release {
         Ok(Self {
             name: name.to_owned(),
             dir,
+            kind,
         })
     }
 
@@ -68,7 +77,7 @@ impl Release {
     }
 
     fn update(&self, keyring: &Path) -> Result<()> {
-        let sources = Mirrors::of_this_machine()?.sources_list(&self.name, keyring);
+        let sources = Mirrors::of_this_machine()?.sources_list(self.kind, &self.name, keyring);
         let list = self.dir.join("etc/sources.list");
         fs::write(&list, sources).context(LAYER, list.display())?;
         // Without this, a release that can't be had is only a warning.

@@ -77,6 +77,9 @@ const NEST_MODULES: &[&str] = &[
     "fuse",
 ];
 
+/// Modules of the Intel nest's image.
+const INTEL_NEST_MODULES: &[&str] = &["kvm_intel"];
+
 /// A kernel and the initial RAM disk that goes with it.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -125,6 +128,12 @@ impl Image {
     /// The image of the nest itself.
     pub fn nest() -> Result<Self> {
         Self::build("nest", Kernel::get(kernels::NEST)?, NEST_MODULES, None)
+    }
+
+    /// The image of the nest with an Intel CPU, without what a batch adds.
+    pub fn intel_nest() -> Result<Self> {
+        let kernel = Kernel::get(kernels::INTEL_NEST)?;
+        Self::build("intel-nest", kernel, INTEL_NEST_MODULES, None)
     }
 
     fn build(

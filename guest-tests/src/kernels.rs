@@ -73,6 +73,10 @@ pub const DEFAULT: &str = "trixie";
 /// What the nest runs: its nested SVM is the one we know the faults of.
 pub const NEST: &str = "bookworm";
 
+/// What the Intel nest runs: its emulation is slow, and this one is packed with
+/// LZ4, which is unpacked in a sixth of the time that others take.
+pub const INTEL_NEST: &str = "bookworm-cloud";
+
 /// What guests never need; leaving it out halves what a kernel takes on disk.
 const UNWANTED: [&str; 8] = [
     "sound",

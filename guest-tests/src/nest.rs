@@ -9,8 +9,10 @@
 //!
 //! It has this machine's files, read-only and under the same paths, and one
 //! scratch directory that is writable. It runs any number of commands at once.
-//! An emulated machine can lock up, so it is watched: see [`watch`].
+//! An emulated machine can lock up, so it is watched: see [`watch`]. There is a
+//! second one with an Intel CPU, see [`intel`].
 
+pub mod intel;
 mod link;
 mod patch;
 mod qemu;

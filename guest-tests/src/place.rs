@@ -27,17 +27,56 @@ pub enum Place {
     Nest(String),
 }
 
-/// Decides. `XTASK_NEST=always` and `XTASK_NEST=never` overrule.
+/// What a user wants, by `--nest` or `XTASK_NEST`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wish {
+    /// This machine's /dev/kvm if that boots stock kernels, else the nest
+    #[default]
+    Auto,
+    /// The nest, an emulated machine with an AMD CPU
+    Always,
+    /// This machine's /dev/kvm
+    Never,
+    /// A second nest with an Intel CPU, for a batch of tests
+    Intel,
+}
+
+impl Wish {
+    /// What `XTASK_NEST` says.
+    pub fn of_environment() -> Result<Self> {
+        Self::parse(&env::var("XTASK_NEST").unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        match text {
+            "" | "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            "intel" => Ok(Self::Intel),
+            _ => Err(failed(
+                LAYER,
+                format!("XTASK_NEST={text}: it can be `always`, `never`, `auto` or `intel`"),
+            )),
+        }
+    }
+}
+
+/// Decides as `XTASK_NEST` says.
 pub fn decide() -> Result<Place> {
-    let wish = env::var("XTASK_NEST").unwrap_or_default();
-    match wish.as_str() {
-        "always" => return Ok(Place::Nest("XTASK_NEST=always".to_owned())),
-        "never" => return Ok(Place::Here),
-        "" | "auto" => {}
-        _ => {
+    decide_as(Wish::of_environment()?)
+}
+
+/// Decides, for whoever runs commands one by one. That the Intel nest can't.
+pub fn decide_as(wish: Wish) -> Result<Place> {
+    match wish {
+        Wish::Always => return Ok(Place::Nest("as asked for".to_owned())),
+        Wish::Never => return Ok(Place::Here),
+        Wish::Auto => {}
+        Wish::Intel => {
             return Err(failed(
                 LAYER,
-                format!("XTASK_NEST={wish}: it can be `always`, `never` or `auto`"),
+                "the Intel nest runs nothing but tests: use `cargo xtask test --nest intel`, \
+                 or unset XTASK_NEST",
             ));
         }
     }
@@ -118,6 +157,20 @@ fn trial() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wish_is_one_of_four_words() {
+        assert_eq!(Wish::parse("").unwrap(), Wish::Auto);
+        assert_eq!(Wish::parse("intel").unwrap(), Wish::Intel);
+        let error = Wish::parse("amd").unwrap_err().to_string();
+        assert!(error.contains("`intel`"), "{error}");
+    }
+
+    #[test]
+    fn single_commands_cannot_be_run_in_the_intel_nest() {
+        let error = decide_as(Wish::Intel).unwrap_err().to_string();
+        assert!(error.contains("cargo xtask test --nest intel"), "{error}");
+    }
 
     #[test]
     fn hardware_virtualization_is_a_flag_of_the_cpu() {

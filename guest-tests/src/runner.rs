@@ -5,13 +5,14 @@
 //! in the nest alike. Nests have one CPU each, so there is one for each of this
 //! machine's, and they share the tests. A nest serves many; if it hangs, or
 //! a test fails in it, it is replaced, and the test is run once more. Such retries
-//! are counted and shown.
+//! are counted and shown. The Intel nest runs a batch, and nothing twice.
 
 mod host;
+mod intel;
 mod plan;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -46,14 +47,22 @@ pub fn test(wish: &Wish) -> Result<bool> {
     let start = Instant::now();
     let mut tally = Tally::default();
     // A wish that cannot be had is told before anything is built.
-    let runs = plan::plan(wish)?;
-    if !wish.guest_only && wish.api_fuzz.is_none() {
+    let place = wish.place()?;
+    let in_batch = place == place::Wish::Intel;
+    let runs = if in_batch {
+        plan::plan_intel(wish)?
+    } else {
+        plan::plan(wish)?
+    };
+    if !wish.guest_only && !in_batch && wish.api_fuzz.is_none() {
         let (passed, failed) = host::cargo_test(wish.filter.as_deref())?;
         tally.passed += passed;
         tally.failed += failed;
     }
-    if !runs.is_empty() {
-        guest_tests(&runs, wish, &mut tally)?;
+    if in_batch {
+        intel::test(&runs, wish.long, &mut tally)?;
+    } else if !runs.is_empty() {
+        guest_tests(&runs, place, wish, &mut tally)?;
     }
     if tally.retries > 0 {
         println!(
@@ -66,7 +75,7 @@ pub fn test(wish: &Wish) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-fn guest_tests(runs: &[Run], wish: &Wish, tally: &mut Tally) -> Result<()> {
+fn guest_tests(runs: &[Run], place: place::Wish, wish: &Wish, tally: &mut Tally) -> Result<()> {
     let names = plan::kernels_of(runs);
     if wish.api_fuzz.is_some() {
         schemathesis::prepare()?;
@@ -101,13 +110,8 @@ fn guest_tests(runs: &[Run], wish: &Wish, tally: &mut Tally) -> Result<()> {
             Ok(())
         },
     )?;
-    let (vmm, suite) = step("building vmm and the guest tests", || {
-        Ok((
-            build::program("vmm", "vmmctl").and_then(|_| build::program("vmm", "vmm"))?,
-            build::hostile().and_then(|_| build::program("guest-tests", "guest-suite"))?,
-        ))
-    })?;
-    let place = place::decide()?;
+    let Programs { vmm, suite, .. } = programs()?;
+    let place = place::decide_as(place)?;
     let jobs = match &place {
         // Cases about time want the machine for themselves.
         Place::Here => 1,
@@ -140,6 +144,25 @@ fn guest_tests(runs: &[Run], wish: &Wish, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+/// What runs the tests, and what they test.
+struct Programs {
+    suite: PathBuf,
+    vmm: PathBuf,
+    vmmctl: PathBuf,
+    hostile: PathBuf,
+}
+
+fn programs() -> Result<Programs> {
+    step("building vmm and the guest tests", || {
+        Ok(Programs {
+            vmmctl: build::program("vmm", "vmmctl")?,
+            vmm: build::program("vmm", "vmm")?,
+            hostile: build::hostile()?,
+            suite: build::program("guest-tests", "guest-suite")?,
+        })
+    })
+}
+
 /// How many nests at a time: one for each CPU, as far as there is memory.
 fn jobs() -> usize {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
@@ -162,9 +185,14 @@ fn guest_test(ground: &mut Ground, run: &Run, label: &str, tally: &Mutex<&mut Ta
         tally.lock().unwrap_or_else(PoisonError::into_inner).retries += 1;
         end = ground.run(run);
     }
-    let took = start.elapsed().as_secs_f64();
     // Whole lines of one test stay together.
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    tell(label, end, start.elapsed(), &mut tally);
+}
+
+/// Says and counts what came of a test.
+fn tell(label: &str, end: Result<(u32, String)>, took: Duration, tally: &mut Tally) {
+    let took = took.as_secs_f64();
     let output = match end {
         Ok((0, output)) => {
             println!("ok   {label}  {took:.1} s");
@@ -238,20 +266,7 @@ impl Ground {
     }
 
     fn argv(&self, run: &Run) -> Vec<OsString> {
-        let mut argv: Vec<OsString> = vec![
-            self.suite.clone().into(),
-            "run".into(),
-            run.case.name.into(),
-        ];
-        argv.extend(["--kernel".into(), run.kernel.into()]);
-        argv.extend(["--cpus".into(), run.cpus.to_string().into()]);
-        argv.extend(["--vmm".into(), self.vmm.clone().into()]);
-        if let Some(synic) = run.synic {
-            argv.extend(["--synic".into(), synic.into()]);
-        }
-        if self.long {
-            argv.push("--long".into());
-        }
+        let mut argv = argv(run, &self.suite, &self.vmm, self.long);
         if self.minutes > 0 {
             argv.extend(["--minutes".into(), self.minutes.to_string().into()]);
         }
@@ -263,6 +278,21 @@ impl Ground {
             nest.stop();
         }
     }
+}
+
+/// The command that runs a test, with these programs.
+fn argv(run: &Run, suite: &Path, vmm: &Path, long: bool) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = vec![suite.into(), "run".into(), run.case.name.into()];
+    argv.extend(["--kernel".into(), run.kernel.into()]);
+    argv.extend(["--cpus".into(), run.cpus.to_string().into()]);
+    argv.extend(["--vmm".into(), vmm.into()]);
+    if let Some(synic) = run.synic {
+        argv.extend(["--synic".into(), synic.into()]);
+    }
+    if long {
+        argv.push("--long".into());
+    }
+    argv
 }
 
 /// For `guest-suite`: the image that the runner has prepared, without building.

@@ -98,6 +98,20 @@ pub const CXX: Tool = Tool {
     why: "to build the fuzz targets",
 };
 
+/// Builds the second nest's emulator.
+pub const MAKE: Tool = Tool {
+    name: "make",
+    package: "make",
+    why: "to build Bochs",
+};
+
+/// Makes the disc that the second nest is booted from.
+pub const XORRISO: Tool = Tool {
+    name: "xorriso",
+    package: "xorriso",
+    why: "to make the Intel nest's disc",
+};
+
 impl Tool {
     /// The program's path; installs its package if that is missing and allowed.
     pub fn require(self) -> Result<PathBuf> {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use guest_agent::line::{CHUNK, Line};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use crate::machine::{cmdline_has, cmdline_value, set_console_loglevel};
+use crate::machine::{cmdline_has, cmdline_value, loopback_up, set_console_loglevel};
 use crate::process::shell_status;
 
 /// How long output is awaited after a command's end (see the nest's).
@@ -33,9 +33,7 @@ pub fn prepare() {
         println!("agent: init");
     }
     set_console_loglevel(1);
-    let _ = Command::new("/bin/busybox")
-        .args(["ip", "link", "set", "lo", "up"])
-        .status();
+    loopback_up();
     for module in cmdline_value("agent.modules")
         .unwrap_or_default()
         .split(',')

@@ -12,9 +12,12 @@
 //!   input, output, signals and terminals. The channel is binary and private.
 //! * [`mod@line`] carries one command at a time to a guest through its serial
 //!   console, where kernel messages may appear between our lines.
+//! * [`batch`] is for a nest without such a channel: it has its commands in its
+//!   initial RAM disk, and says by lines what became of them.
 //! * [`exchange`] is what both ends of a stream under test do.
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod exchange;
 pub mod frame;
 pub mod job;

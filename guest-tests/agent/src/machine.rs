@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What both roles do to a machine: mounts, modules, the command line, power.
+//! What all roles do to a machine: mounts, modules, the command line, power.
 
 use std::ffi::CString;
 use std::fs;
@@ -65,17 +65,52 @@ pub fn cmdline_has(word: &str) -> bool {
     fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.split_whitespace().any(|w| w == word))
 }
 
-/// Loads the module in `path`; one that is loaded already is fine.
+/// Loads the module in `path` with its parameters of the kernel's command line,
+/// `MODULE.NAME=VALUE`; one that is loaded already is fine.
 pub fn load_module(path: &Path) {
+    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let parameters = CString::new(parameters(&cmdline, &name)).unwrap_or_default();
     let result = fs::File::open(path)
         .map_err(|error| error.to_string())
-        .and_then(|file| match finit_module(&file, c"", 0) {
+        .and_then(|file| match finit_module(&file, &parameters, 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
             Err(error) => Err(error.to_string()),
         });
     if let Err(error) = result {
         eprintln!("agent: module {}: {error}", path.display());
     }
+}
+
+/// What a command line says of a module's parameters; `-` and `_` are the same in
+/// its name.
+fn parameters(cmdline: &str, module: &str) -> String {
+    let module = module.replace('-', "_");
+    let of_it = |word: &&str| {
+        word.split_once('.')
+            .is_some_and(|(name, _)| name.replace('-', "_") == module)
+    };
+    let words: Vec<&str> = cmdline
+        .split_whitespace()
+        .filter(of_it)
+        .filter_map(|word| Some(word.split_once('.')?.1))
+        .collect();
+    words.join(" ")
+}
+
+/// Loads all modules of the image, in its order.
+pub fn load_modules() {
+    let list = fs::read_to_string("/modules.load").unwrap_or_default();
+    for module in list.lines() {
+        load_module(Path::new(module));
+    }
+}
+
+/// Gives the machine the first address that a program may bind to.
+pub fn loopback_up() {
+    let _ = std::process::Command::new("/bin/busybox")
+        .args(["ip", "link", "set", "lo", "up"])
+        .status();
 }
 
 /// Keeps the kernel's messages below `level` off the console.
@@ -91,4 +126,18 @@ pub fn end(command: RebootCommand) -> ExitCode {
     }
     std::thread::sleep(Duration::from_secs(5));
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parameters;
+
+    #[test]
+    fn a_modules_parameters_are_those_with_its_name() {
+        let cmdline = "quiet kvm-intel.enable_apicv=0 kvm.x=1 kvm_intel.pml=0 a=kvm_intel.b";
+        assert_eq!(parameters(cmdline, "kvm_intel"), "enable_apicv=0 pml=0");
+        assert_eq!(parameters(cmdline, "kvm-intel"), "enable_apicv=0 pml=0");
+        assert_eq!(parameters(cmdline, "kvm"), "x=1");
+        assert_eq!(parameters(cmdline, "vsock"), "");
+    }
 }

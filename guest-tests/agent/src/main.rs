@@ -3,7 +3,7 @@
 //!
 //! PID 1 prepares the machine, starts itself once more as the server of its
 //! role, reaps orphans, obeys signals, and powers off when the server ends. The kernel's
-//! command line decides: `agent.role=nest`, else a guest. Called as a program
+//! command line decides: `agent.role=nest` or `agent.role=batch`, else a guest. Called as a program
 //! it does what tests need in a guest: `/init uio-…`, `/init vsock-…`,
 //! `/init kvp-pool …`, `/init kvp-fill …`, `/init kvp-serve …` and `/init kexec …`.
 #![deny(unsafe_code)]
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     match mode.as_deref().and_then(|mode| mode.to_str()) {
         Some("--job") => child::become_job(args.collect()),
         Some("--serve-nest") => nest::serve(),
+        Some("--serve-batch") => nest::batch::serve(),
         Some("--serve-guest") => guest::serve(),
         Some("kvp-pool") => pool::run(&args.collect::<Vec<_>>()),
         Some("kvp-fill") => pool::fill(&args.collect::<Vec<_>>()),
@@ -54,13 +55,20 @@ fn main() -> ExitCode {
 fn init() -> ExitCode {
     machine::mount_basics();
     let role = machine::cmdline_value("agent.role").unwrap_or_default();
-    let server = if role == "nest" {
-        nest::prepare();
-        "--serve-nest"
-    } else {
-        guest::prepare();
-        power::obey();
-        "--serve-guest"
+    let server = match role.as_str() {
+        "nest" => {
+            nest::prepare();
+            "--serve-nest"
+        }
+        "batch" => {
+            nest::batch::prepare();
+            "--serve-batch"
+        }
+        _ => {
+            guest::prepare();
+            power::obey();
+            "--serve-guest"
+        }
     };
     match Command::new(SELF).arg(server).spawn() {
         Ok(server) => process::reap_until(server.id()),

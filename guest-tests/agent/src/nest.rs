@@ -8,18 +8,19 @@
 //! /host/<scratch>  9p, writable
 //! ```
 
+pub mod batch;
 mod jobs;
 mod port;
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use rustix::mount::{MountFlags, mount_bind_recursive};
 
-use crate::machine::{cmdline_value, load_module, mount_on};
+use crate::machine::{cmdline_value, load_modules, loopback_up, mount_on};
 
 /// Where the host's files are.
 pub const HOST: &str = "/host";
@@ -29,10 +30,7 @@ const NINEP: &str = "trans=virtio,version=9p2000.L,msize=512000";
 
 /// Loads the modules and mounts the host's files.
 pub fn prepare() {
-    let list = fs::read_to_string("/modules.load").unwrap_or_default();
-    for module in list.lines() {
-        load_module(Path::new(module));
-    }
+    load_modules();
     let none = MountFlags::empty();
     let options = format!("{NINEP},cache=loose");
     mount_on("host", HOST, "9p", MountFlags::RDONLY, &options);
@@ -53,10 +51,7 @@ pub fn prepare() {
         let options = format!("{NINEP},cache=mmap");
         mount_on("scratch", &target, "9p", none, &options);
     }
-    // The first address a program may bind to.
-    let _ = std::process::Command::new("/bin/busybox")
-        .args(["ip", "link", "set", "lo", "up"])
-        .status();
+    loopback_up();
 }
 
 /// A writable view of one of the host's directories; nothing is written back.

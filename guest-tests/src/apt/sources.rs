@@ -16,6 +16,15 @@ pub(super) struct Mirrors {
     security: Option<String>,
 }
 
+/// What is to be had of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Packages.
+    Binary,
+    /// What they are built from.
+    Source,
+}
+
 const RELEASES: [&str; 10] = [
     "bullseye",
     "bookworm",
@@ -84,18 +93,22 @@ impl Mirrors {
 
     /// The lines that give a private apt one release. Backports are an addition to
     /// their release, which has what their packages depend on.
-    pub(super) fn sources_list(&self, release: &str, keyring: &Path) -> String {
+    pub(super) fn sources_list(&self, kind: Kind, release: &str, keyring: &Path) -> String {
         let keyring = keyring.display();
         let base = backports_base(release);
+        let word = match kind {
+            Kind::Binary => "deb",
+            Kind::Source => "deb-src",
+        };
         let mut text = String::new();
         if let Some(uri) = &self.main {
             for suite in base.into_iter().chain([release]) {
-                let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
+                let _ = writeln!(text, "{word} [signed-by={keyring}] {uri} {suite} main");
             }
         }
         if let Some(uri) = self.security.as_ref().filter(|_| release != "sid") {
             let suite = format!("{}-security", base.unwrap_or(release));
-            let _ = writeln!(text, "deb [signed-by={keyring}] {uri} {suite} main");
+            let _ = writeln!(text, "{word} [signed-by={keyring}] {uri} {suite} main");
         }
         text
     }
@@ -204,12 +217,12 @@ mod tests {
     fn sid_has_no_security_suite() {
         let keyring = Path::new("/k.gpg");
         assert_eq!(
-            both().sources_list("sid", keyring),
+            both().sources_list(Kind::Binary, "sid", keyring),
             "deb [signed-by=/k.gpg] http://mirror.example/debian sid main\n"
         );
         assert!(
             both()
-                .sources_list("trixie", keyring)
+                .sources_list(Kind::Binary, "trixie", keyring)
                 .contains(" trixie-security main\n")
         );
     }
@@ -218,11 +231,20 @@ mod tests {
     fn backports_come_with_the_release_that_they_add_to() {
         let keyring = Path::new("/k.gpg");
         assert_eq!(
-            both().sources_list("trixie-backports", keyring),
+            both().sources_list(Kind::Binary, "trixie-backports", keyring),
             "deb [signed-by=/k.gpg] http://mirror.example/debian trixie main\n\
              deb [signed-by=/k.gpg] http://mirror.example/debian trixie-backports main\n\
              deb [signed-by=/k.gpg] http://mirror.example/debian-security trixie-security main\n"
         );
         assert_eq!(backports_base("trixie"), None);
+    }
+
+    #[test]
+    fn sources_are_asked_for_by_deb_src_alone() {
+        let text = both().sources_list(Kind::Source, "trixie", Path::new("/k.gpg"));
+        assert!(
+            text.lines().all(|line| line.starts_with("deb-src [")),
+            "{text}"
+        );
     }
 }

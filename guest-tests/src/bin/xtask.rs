@@ -14,6 +14,7 @@ use guest_tests::error::{Result, failed};
 use guest_tests::exec::{self, Exec};
 use guest_tests::fuzz::{self, Budget};
 use guest_tests::image::Image;
+use guest_tests::place;
 use guest_tests::progress::say;
 use guest_tests::runner::{self, Wish};
 
@@ -25,7 +26,7 @@ use guest_tests::runner::{self, Wish};
 ///
 /// VMs run on this machine's /dev/kvm if that boots stock kernels, otherwise in
 /// "the nest", an emulated machine that sees this machine's files. XTASK_NEST=always
-/// or =never overrules that choice. In the nest, only $XTASK_SCRATCH
+/// or =never overrules that choice, and XTASK_NEST=intel is `test --nest intel`. In the nest, only $XTASK_SCRATCH
 /// (target/guest-scratch unless set) is written through to this machine.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -88,6 +89,16 @@ enum Cmd {
             conflicts_with_all = ["smoke", "long", "filter"]
         )]
         api_fuzz: Option<u64>,
+        /// Where guest tests run, whatever XTASK_NEST says
+        ///
+        /// `intel` is an emulated machine with an Intel CPU (Bochs, built once). It takes a
+        /// batch: it boots from a disc with vmm, kernels and tests on it, and runs the tests
+        /// one after the other, each once. A choice of them in some minutes, unless
+        /// --kernel or FILTER says which; no unit tests. XTASK_BOCHS_CPU names another of
+        /// Bochs' CPU models, XTASK_NEST_CMDLINE adds to its kernel's command line, for
+        /// example kvm_intel.enable_apicv=0.
+        #[arg(long, value_name = "WHERE", value_enum)]
+        nest: Option<place::Wish>,
         /// Only tests whose name contains this, e.g. `crash` or `boot sid`
         filter: Option<String>,
     },
@@ -154,6 +165,7 @@ fn main() -> ExitCode {
             guest_only,
             long,
             api_fuzz,
+            nest,
             filter,
         } => {
             let wish = Wish {
@@ -163,6 +175,7 @@ fn main() -> ExitCode {
                 smoke,
                 long,
                 api_fuzz,
+                nest,
             };
             (runner::test(&wish).map(|good| u8::from(!good)), 1)
         }

@@ -4,9 +4,9 @@
 use std::fmt;
 
 use crate::cases;
-use crate::error::Result;
-use crate::kernels;
+use crate::error::{Result, failed};
 use crate::suite::{Case, Kernels, Synics};
+use crate::{kernels, place};
 
 /// What a user asked for.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,15 @@ pub struct Wish {
     pub long: bool,
     /// Only the control API under a fuzzer, for so many minutes.
     pub api_fuzz: Option<u64>,
+    /// Where guest tests are run, if not where `XTASK_NEST` says.
+    pub nest: Option<place::Wish>,
+}
+
+impl Wish {
+    /// Where guest tests are to run.
+    pub(super) fn place(&self) -> Result<place::Wish> {
+        self.nest.map_or_else(place::Wish::of_environment, Ok)
+    }
 }
 
 /// One case with one kernel.
@@ -53,6 +62,66 @@ const IN_HYBRID: &[&str] = &["vmbus-connect", "services-ready"];
 /// Cases that the short default leaves out, for the minutes that they take in
 /// the nest: a kernel's name or the case's runs them.
 const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"];
+
+/// What the Intel nest runs unless told otherwise: something of everything, in
+/// few minutes. Its kernels are packed in a way that is quickly unpacked, or not
+/// packed at all (`boot-elf`).
+const INTEL: [(&str, &str, u32, Option<&str>); 11] = [
+    ("boot", "bookworm-cloud", 2, None),
+    ("boot-elf", "trixie", 2, None),
+    ("vmbus-connect", "bookworm-cloud", 1, Some("kernel")),
+    ("vmbus-connect", "bookworm-cloud", 1, Some("user")),
+    ("services-ready", "bookworm-cloud", 1, Some("user")),
+    ("shutdown", "bookworm-cloud", 2, Some("kernel")),
+    ("time-sync", "bookworm-cloud", 1, None),
+    ("kvp-daemon", "bookworm-cloud", 1, None),
+    ("vsock-refused", "bookworm-cloud", 2, None),
+    ("on-crash", "bookworm-cloud", 1, Some("kernel")),
+    ("crash", "bookworm-cloud", 2, Some("user")),
+];
+
+/// Cases that want this machine's files or programs, or more memory than the
+/// Intel nest has.
+const NOT_IN_BATCH: [&str; 8] = [
+    "api-curl",
+    "api-examples",
+    "boot-64-cpus",
+    "cost",
+    "seccomp-noticed",
+    "soak",
+    "ssh-none",
+    "vsock-examples",
+];
+
+/// What the Intel nest runs: a choice of its own, or what the wish says.
+pub(super) fn plan_intel(wish: &Wish) -> Result<Vec<Run>> {
+    if wish.kernel.is_some() || wish.filter.is_some() || wish.smoke {
+        let mut runs = plan(wish)?;
+        runs.retain(|run| fits_batch(run.case.name));
+        if runs.is_empty() {
+            let wish = wish.filter.as_deref().unwrap_or_default();
+            let message = format!("no test with `{wish}` in its name can be run in the Intel nest");
+            return Err(failed("tests", message));
+        }
+        return Ok(runs);
+    }
+    let cases = cases::all();
+    let run = |(name, kernel, cpus, synic)| {
+        let case = cases.iter().find(|case| case.name == name);
+        let case = case.ok_or_else(|| failed("tests", format!("no case `{name}`")))?;
+        Ok(Run {
+            case: *case,
+            kernel,
+            cpus,
+            synic,
+        })
+    };
+    INTEL.into_iter().map(run).collect()
+}
+
+fn fits_batch(case: &str) -> bool {
+    !case.starts_with("systemd-") && !NOT_IN_BATCH.contains(&case)
+}
 
 /// All runs that the wish comes to.
 pub(super) fn plan(wish: &Wish) -> Result<Vec<Run>> {
@@ -137,8 +206,7 @@ mod tests {
             filter: filter.map(str::to_owned),
             guest_only: true,
             smoke,
-            long: false,
-            api_fuzz: None,
+            ..Wish::default()
         };
         plan(&wish).unwrap().iter().map(Run::to_string).collect()
     }
@@ -192,6 +260,37 @@ mod tests {
         };
         let runs: Vec<_> = plan(&wish).unwrap().iter().map(Run::to_string).collect();
         assert_eq!(runs, ["api-fuzz bookworm cpus=2"]);
+    }
+
+    #[test]
+    fn the_intel_nests_choice_is_of_known_cases_and_kernels() {
+        let runs = plan_intel(&Wish::default()).unwrap();
+        assert!(runs.len() >= 10);
+        for run in &runs {
+            assert!(fits_batch(run.case.name));
+            kernels::find(run.kernel).unwrap();
+        }
+        let names: Vec<String> = runs.iter().map(Run::to_string).collect();
+        for synic in ["kernel", "user"] {
+            assert!(names.contains(&format!(
+                "vmbus-connect bookworm-cloud cpus=1 synic={synic}"
+            )));
+        }
+        assert!(runs.iter().any(|run| run.cpus == 2));
+    }
+
+    #[test]
+    fn the_intel_nest_runs_what_is_asked_for_but_what_needs_this_machine() {
+        let wish = |filter: &str| Wish {
+            kernel: Some("trixie".to_owned()),
+            filter: Some(filter.to_owned()),
+            ..Wish::default()
+        };
+        let runs = plan_intel(&wish("vsock-")).unwrap();
+        assert!(runs.iter().any(|run| run.case.name == "vsock-short"));
+        assert!(runs.iter().all(|run| run.case.name != "vsock-examples"));
+        let error = plan_intel(&wish("systemd-")).unwrap_err().to_string();
+        assert!(error.contains("systemd-"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!   └─ machine ── one life of a machine
 //!        ├─ boot, acpi, memory ── what the guest finds in its RAM
 //!        ├─ cpu ── CPUID, registers, the vCPU threads
-//!        ├─ hyperv ── CPUID leaves, MSRs, hypercalls, SynIC
+//!        ├─ timers ── the thread of our synthetic timers; the Hyper-V side itself is `vmbus-kvm`
 //!        ├─ bus ── the bus thread: VMBus and what is on it
 //!        └─ devices ── COM1, clock, power
 //! ```

@@ -135,18 +135,18 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE|KEY=@FILE", value_parser = item, allow_hyphen_values = true)]
     pub kvp: Vec<(Key, Value)>,
 
-    /// What the guest is told of this host and of its VM, in the pool auto-external: all that
-    /// Hyper-V tells (the host's name and kernel version are in it), or none
+    /// all tells the guest what Hyper-V tells (pool auto-external): this host's name and kernel
+    /// version, the VM's name and ID, and more; none tells it nothing
     #[arg(long, value_name = "all|none", default_value = "all", value_parser = host_items, action = ArgAction::Set)]
     pub kvp_host_items: bool,
 
-    /// The VM's identity, as the guest is told it (VirtualMachineId). It stays the same when the
-    /// VM resets; give it to keep it over starts of vmm [default: another one at each start]
+    /// The VM's ID that the guest sees (VirtualMachineId). A reset keeps it; a new start of vmm
+    /// keeps it only with this option [default: random]
     #[arg(long, value_name = "GUID")]
     pub vm_id: Option<Guid>,
 
-    /// Who emulates the SynIC: kernel is the host's KVM, user is this program; hybrid is this program
-    /// with KVM's hypercalls, as a VMM with a split irqchip has it; auto is kernel where it can be
+    /// Who emulates the SynIC: kernel is the host's KVM; user is this program; hybrid is this
+    /// program with KVM's hypercalls; auto takes kernel if the host can, otherwise user
     #[arg(long, value_name = "auto|kernel|hybrid|user", default_value = "auto", hide_possible_values = true, value_parser = Offering(synic, &["auto", "kernel", "hybrid", "user"]))]
     pub synic: SynicChoice,
 

@@ -64,6 +64,8 @@ pub struct Config {
     /// In the mode `Kernel` the number of the first of `cpus` interrupts that nobody else
     /// uses: 24 where only an IO-APIC has any.
     pub first_gsi: u32,
+    /// The guest's CPUID shows synthetic timers. In the mode `Hybrid` it must not.
+    pub timers: bool,
 }
 
 /// Two clocks at one moment.
@@ -111,8 +113,8 @@ impl Hyperv {
             }
             Mode::Hybrid => Synic::Soft(Mutex::new(SoftSynic::new(cpus)), None),
             Mode::User => {
-                let timers = Timers::new(cpus)?;
-                Synic::Soft(Mutex::new(SoftSynic::new(cpus)), Some(timers))
+                let timers = config.timers.then(|| Timers::new(cpus)).transpose()?;
+                Synic::Soft(Mutex::new(SoftSynic::new(cpus)), timers)
             }
         };
         interrupts::allow_large_apic_ids(&vm, cpus)?;
@@ -422,7 +424,8 @@ impl Hyperv {
 
     /// Makes a hypercall: control word, RDX and R8; the result is for RAX.
     pub fn hypercall(&self, control: u64, rdx: u64, r8: u64) -> u64 {
-        let status = match decode(&**self.memory.read(), control, rdx, r8) {
+        let call = decode(&**self.memory.read(), control, rdx, r8);
+        let status = match call {
             Ok(Hypercall::PostMessage {
                 connection_id,
                 message_type,

@@ -150,6 +150,11 @@ pub struct Args {
     #[arg(long, value_name = "auto|kernel|hybrid|user", default_value = "auto", hide_possible_values = true, value_parser = Offering(synic, &["auto", "kernel", "hybrid", "user"]))]
     pub synic: SynicChoice,
 
+    /// Which timers the guest uses: the local APIC's, or Hyper-V's. Without Hyper-V's, Linux 7.3
+    /// warns at boot; with them no Linux has a timer left after `rmmod hv_vmbus`, and it hangs
+    #[arg(long, value_name = "apic|hyperv", default_value = "apic", hide_possible_values = true, value_parser = Offering(timers, &["apic", "hyperv"]))]
+    pub timers: Timers,
+
     /// Newest VMBus version to accept, from 2.4 to 5.3
     #[arg(long, value_name = "X.Y", default_value = "5.3", hide_possible_values = true, value_parser = Offering(vmbus_version, VERSIONS))]
     pub vmbus_version: ProtocolVersion,
@@ -215,6 +220,15 @@ pub enum Serial {
     Null,
     /// Output to a file, no input.
     File(PathBuf),
+}
+
+/// The timers that the guest is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timers {
+    /// Of the local APICs.
+    Apic,
+    /// Hyper-V's synthetic ones.
+    Hyperv,
 }
 
 /// The SynIC that the user wants.
@@ -359,6 +373,14 @@ fn seccomp(text: &str) -> Result<sandbox::Mode, String> {
         "log" => Ok(sandbox::Mode::Log),
         "false" => Ok(sandbox::Mode::Off),
         _ => Err("expected true, log or false".into()),
+    }
+}
+
+fn timers(text: &str) -> Result<Timers, String> {
+    match text {
+        "apic" => Ok(Timers::Apic),
+        "hyperv" => Ok(Timers::Hyperv),
+        _ => Err("expected apic or hyperv".into()),
     }
 }
 

@@ -34,6 +34,12 @@ pub enum KvmError {
     /// `--synic` asks for what this host cannot do.
     #[error("--synic: {0}")]
     Synic(#[from] ModeError),
+    /// `--timers hyperv` where nobody has them.
+    #[error(
+        "--timers hyperv: there are none with the SynIC mode '{0}' on this host: use --timers apic, \
+         or --synic kernel or user"
+    )]
+    NoTimers(Mode),
     /// More vCPUs than KVM makes.
     #[error("--cpus: {wanted} vCPUs, and this host's KVM makes at most {max}")]
     TooManyCpus {
@@ -77,6 +83,8 @@ pub struct Host {
     pub tsc_deadline: bool,
     /// What of Hyper-V it can do.
     pub capabilities: Capabilities,
+    /// The guest is shown synthetic timers.
+    pub timers: bool,
     /// What CPUID KVM supports.
     pub cpuid: CpuId,
 }
@@ -84,7 +92,8 @@ pub struct Host {
 impl Host {
     /// Opens KVM and checks it for a machine with `cpus` vCPUs. `wanted` is the
     /// SynIC that the user asked for, if any.
-    pub fn open(wanted: Option<Mode>, cpus: u32) -> Result<Self, KvmError> {
+    /// `timers` says whether the guest is to have synthetic ones.
+    pub fn open(wanted: Option<Mode>, timers: bool, cpus: u32) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
             libc::EACCES | libc::EPERM => KvmError::NoPermission,
@@ -115,6 +124,9 @@ impl Host {
             Some(mode) => capabilities.check(mode, Irqchip::Full).map(|()| mode),
             None => capabilities.choose(Irqchip::Full),
         }?;
+        if timers && !capabilities.host_support(synic, true).timers {
+            return Err(KvmError::NoTimers(synic));
+        }
         let max = kvm.get_max_vcpus();
         if usize::try_from(cpus).is_ok_and(|wanted| wanted > max) {
             return Err(KvmError::TooManyCpus { wanted: cpus, max });
@@ -124,6 +136,7 @@ impl Host {
             .doing("reading the supported CPUID")?;
         Ok(Self {
             capabilities,
+            timers,
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             kvm,
             synic,

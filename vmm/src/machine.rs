@@ -16,6 +16,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use vmbus::hyperv::cpuid::HostSupport;
 use vmbus_kvm::{BusPort, Config, Hyperv, VmHandle};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -153,6 +154,7 @@ impl Machine {
             cpus: shape.cpus,
             tsc_hz: tsc_hz(&fds)?,
             first_gsi: IO_APIC_PINS,
+            timers: host.timers,
         };
         let hyperv = Hyperv::new(
             config,
@@ -338,7 +340,10 @@ fn create_vcpus(
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, MachineError> {
     let template = CpuidTemplate::new(&host.cpuid, cpus, host.tsc_deadline, |invariant_tsc| {
-        host.capabilities.host_support(host.synic, invariant_tsc)
+        HostSupport {
+            timers: host.timers,
+            ..host.capabilities.host_support(host.synic, invariant_tsc)
+        }
     });
     let mut fds = Vec::new();
     for id in 0..cpus {

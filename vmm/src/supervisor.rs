@@ -32,7 +32,7 @@ use crate::api::types::{ApiError, BusStatus, PowerAction, VmState, VmStatus};
 use crate::api::{Call, CallSender, Op};
 use crate::boot::BootSource;
 use crate::bus::{BusCall, BusSettings, Question};
-use crate::cli::{Action, Args, EventLogTarget, Serial, exit};
+use crate::cli::{Action, Args, EventLogTarget, Serial, Timers, exit};
 use crate::cpu::{Snapshot, VcpuEvent, vcpu};
 use crate::devices::power::PowerRequest;
 use crate::events::{CrashCause, CrashRecord, Event, EventHub};
@@ -186,7 +186,11 @@ impl<'a> Supervisor<'a> {
         let source = BootSource::open(&args.kernel, args.initramfs.as_deref(), &cmdline)
             .map_err(MachineError::from)?;
         crate::memory::regions(args.memory).map_err(MachineError::from)?;
-        let host = Arc::new(Host::open(args.wanted_synic(), args.cpus.get())?);
+        let host = Arc::new(Host::open(
+            args.wanted_synic(),
+            args.timers == Timers::Hyperv,
+            args.cpus.get(),
+        )?);
         // KVM waits for itself while all else is done.
         let making = Some(VmMaking::start(&host)?);
         vcpu::prepare_kicks()?;

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 use crate::ensure;
-use crate::suite::vm::Hello;
+use crate::suite::vm::{Hello, Setup};
 use crate::suite::{Case, Context, Failure, Outcome, Vm};
 
 pub(super) const CASES: &[Case] = &[
@@ -53,8 +53,14 @@ const HARMLESS: &[&str] = &[
     "blacklist: Problem",
 ];
 
+/// With Hyper-V's timers, which have to last through all that a kernel does but the end
+/// of `hv_vmbus`.
+pub(super) fn with_timers(setup: Setup<'_>) -> Setup<'_> {
+    setup.args(&["--timers", "hyperv"])
+}
+
 fn boot(context: &Context) -> Outcome {
-    let mut vm = context.setup().launch()?;
+    let mut vm = with_timers(context.setup()).launch()?;
     let hello = vm.wait_agent()?;
     check_hello(context, &hello)?;
     check_log(&mut vm)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::boot::check_timers;
+use super::boot::{check_timers, with_timers};
 use crate::ensure;
 use crate::suite::{Case, Context, Outcome, Vm};
 
@@ -56,7 +56,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn reboot(context: &Context) -> Outcome {
-    let mut vm = context.setup().launch()?;
+    let mut vm = with_timers(context.setup()).launch()?;
     let mut boots = BTreeSet::new();
     for round in 0..=5 {
         let hello = vm.wait_agent()?;

@@ -252,7 +252,12 @@ impl Loop {
         while let Ok(call) = self.calls.try_recv() {
             let now = self.now();
             match call {
-                BusCall::Service(call) => self.call(now, call),
+                BusCall::Service(call) => {
+                    self.call(now, call);
+                    // It may have an outcome already, and the next call another one.
+                    self.do_actions();
+                    self.stale = true;
+                }
                 BusCall::Ask(question, reply) => self.ask(now, question, reply),
                 BusCall::Paused(paused) => {
                     // What is open was asked before.

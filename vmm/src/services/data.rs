@@ -251,15 +251,20 @@ impl Services {
         };
         let mut told = Vec::new();
         while let Some(Outcome { ticket, result }) = device.take_outcome() {
-            let Some((request, reply)) = self.data.kvp.remove(ticket) else {
-                continue;
-            };
-            if result.is_ok()
-                && let KvpRequest::Set(Pool::External, ..) | KvpRequest::Delete(Pool::External, _) =
-                    request
-            {
+            let waiting = self.data.kvp.remove(ticket);
+            // What the guest has done stays, also for who has hung up meanwhile.
+            let changes = waiting.as_ref().is_none_or(|(request, _)| {
+                matches!(
+                    request,
+                    KvpRequest::Set(Pool::External, ..) | KvpRequest::Delete(Pool::External, _)
+                )
+            });
+            if changes && result.is_ok() {
                 self.data.items.external.lock().clone_from(device.items());
             }
+            let Some((request, reply)) = waiting else {
+                continue;
+            };
             let answer = match result {
                 Ok(done) => kvp_answer(&request, done),
                 Err(error) => Err(kvp_error(&request, error)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::has_uio;
 use super::{check_connected, check_echo, check_log, clear_log, load, newest, note};
-use crate::cases::boot::check_timers;
+use crate::cases::boot::{check_timers, with_timers};
 use crate::cpio::Archive;
 use crate::ensure;
 use crate::suite::{Case, Context, Outcome, Vm};
@@ -42,7 +42,7 @@ fn kexec(context: &Context) -> Outcome {
     image.extend(files.finish());
     let both = std::env::temp_dir().join(format!("kexec-{}.cpio", std::process::id()));
     fs::write(&both, image)?;
-    let setup = context.setup().initramfs(Some(both.clone()));
+    let setup = with_timers(context.setup()).initramfs(Some(both.clone()));
     let vm = setup.args(&["--ic", "none", "--device", "echo"]).boot();
     fs::remove_file(&both)?;
     let mut vm = vm?;
@@ -64,7 +64,7 @@ fn kexec(context: &Context) -> Outcome {
 }
 
 fn panic(context: &Context) -> Outcome {
-    let setup = context.setup().cmdline("panic=1");
+    let setup = with_timers(context.setup()).cmdline("panic=1");
     let args = [
         "--ic",
         "none",

@@ -16,7 +16,7 @@
 //! While the VM is paused the guest can do nothing, so what it is given time for
 //! stands still: ticks, looks, the limit of a packet that nobody waits for. What a
 //! user asked for has a deadline in the user's time, which passes all the same: see
-//! [`Requests`](crate::slot::Requests) and [`Deadline`].
+//! [`Requests`] and [`Deadline`].
 
 use std::time::Duration;
 

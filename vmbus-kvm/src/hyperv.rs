@@ -403,7 +403,7 @@ impl Hyperv {
         self.port.bind(connection_id, self.in_kernel_vm())
     }
 
-    /// The connection is no more. This takes no time: see [`port`].
+    /// The connection is no more. This takes no time: KVM keeps the eventfd.
     pub fn unbind_signal(&self, connection_id: u32) {
         self.port.unbind(connection_id);
     }

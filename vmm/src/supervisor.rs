@@ -194,14 +194,7 @@ impl<'a> Supervisor<'a> {
         // KVM waits for itself while all else is done.
         let making = Some(VmMaking::start(&host)?);
         vcpu::prepare_kicks()?;
-        let sink: Box<dyn Write + Send> = match &args.serial {
-            Serial::Tty => Box::new(stdout()),
-            Serial::Null => Box::new(io::sink()),
-            Serial::File(path) => {
-                let create = File::create(path);
-                Box::new(create.map_err(|error| Error::Serial(path.clone(), error))?)
-            }
-        };
+        let sink = serial_sink(&args.serial)?;
         let trace = match &args.vmbus_trace {
             None => Trace::default(),
             Some(path) => {
@@ -609,6 +602,18 @@ impl<'a> Supervisor<'a> {
 
 fn watch(epoll: &Epoll, operation: ControlOperation, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(operation, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+/// Where the guest's serial output goes.
+fn serial_sink(serial: &Serial) -> Result<Box<dyn Write + Send>, Error> {
+    Ok(match serial {
+        Serial::Tty => Box::new(stdout()),
+        Serial::Null => Box::new(io::sink()),
+        Serial::File(path) => {
+            let create = File::create(path);
+            Box::new(create.map_err(|error| Error::Serial(path.clone(), error))?)
+        }
+    })
 }
 
 /// What there is for Hyper-V sockets. They can be enabled later, so their socket is

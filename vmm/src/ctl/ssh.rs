@@ -9,7 +9,7 @@
 //! The connection is this user's own socket, which nobody can be in the middle
 //! of, and throw-away guests make new host keys at each start. So keys of hosts
 //! are neither asked about nor kept. What the user's configuration of ssh would let
-//! any host have, the guest does not get: see [`super::ssh_guard`].
+//! any host have, the guest does not get: see `vmm/src/ctl/ssh_guard.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;

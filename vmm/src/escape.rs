@@ -47,9 +47,6 @@ const HIDDEN: [(u32, u32); 23] = [
     (0x10_fffe, 0x10_ffff),
 ];
 
-/// The one control of ASCII that JSON may have as it is.
-const DEL: u8 = 0x7f;
-
 /// Whether a character may be shown as it is.
 pub fn is_plain(c: char) -> bool {
     let code = u32::from(c);
@@ -104,8 +101,9 @@ pub fn tail(text: impl AsRef<[u8]>, most: usize) -> String {
 /// only, where they become JSON's own escapes. Line ends between values stay.
 pub fn json(json: String) -> String {
     let stays = |c: char| c == '\n' || is_plain(c);
-    // Whoever writes JSON escapes the controls of ASCII, but for DEL. Most of it is ASCII.
-    if (json.is_ascii() && !json.as_bytes().contains(&DEL)) || json.chars().all(stays) {
+    // Most of it is plain ASCII, which is quickly seen.
+    let ascii = |byte: &u8| matches!(byte, 0x20..0x7f | b'\n');
+    if json.as_bytes().iter().all(ascii) || json.chars().all(stays) {
         return json;
     }
     let mut text = String::with_capacity(json.len().saturating_add(64));

@@ -61,7 +61,13 @@ const IN_HYBRID: &[&str] = &["vmbus-connect", "services-ready"];
 
 /// Cases that the short default leaves out, for the minutes that they take in
 /// the nest: a kernel's name or the case's runs them.
-const IN_FULL: [&str; 4] = ["boot-64-cpus", "time-ptp", "systemd-chrony", "soak"];
+const IN_FULL: [&str; 5] = [
+    "boot-64-cpus",
+    "time-ptp",
+    "systemd-chrony",
+    "soak",
+    "vsock-many",
+];
 
 /// What the Intel nest runs unless told otherwise: something of everything, in
 /// few minutes. Its kernels are packed in a way that is quickly unpacked, or not

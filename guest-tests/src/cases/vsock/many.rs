@@ -43,7 +43,7 @@ const HOLDERS: &str = "/tmp/holders";
 
 pub(super) fn run(context: &Context) -> Outcome {
     raise_file_limit()?;
-    let connections = usize::try_from(context.times(400, 1500)).unwrap_or(0);
+    let connections = usize::try_from(context.times(100, 1500)).unwrap_or(0);
     let deterministic = std::env::var_os("XTASK_ICOUNT").is_some();
     let limit = if deterministic {
         LIMIT
@@ -77,7 +77,7 @@ pub(super) fn run(context: &Context) -> Outcome {
 
     during(&control, "the program exits", most, || {
         vm.sh_ok(&format!("kill -9 $(cat {HOLDERS})"))?;
-        until_none(&control)
+        until_none(&control, connections)
     })?;
 
     hold(&mut vm, connections)?;
@@ -88,7 +88,7 @@ pub(super) fn run(context: &Context) -> Outcome {
     );
     during(&control, "sockets are disabled", most, || {
         control.ok(&["ic", "disable", "vsock"])?;
-        until_none(&control)
+        until_none(&control, connections)
     })?;
     control.ok(&["ic", "enable", "vsock"])?;
 
@@ -96,7 +96,7 @@ pub(super) fn run(context: &Context) -> Outcome {
     hold(&mut vm, connections)?;
     during(&control, "the guest unloads", most, || {
         vm.sh_last("echo c >/proc/sysrq-trigger")?;
-        until_none(&control)
+        until_none(&control, connections)
     })?;
     control.ok(&["kill"])?;
     Ok(())
@@ -140,12 +140,14 @@ fn hold(vm: &mut Vm, connections: usize) -> Outcome {
 }
 
 /// Waits until the guest has closed all but the channels of the services.
-fn until_none(control: &Control) -> Outcome {
+fn until_none(control: &Control, connections: usize) -> Outcome {
+    // The guest ends about four a second.
+    let limit = SOON + Duration::from_secs(u64::try_from(connections).unwrap_or(0));
     let so = |vm: &Value| {
         let open = vm["vmbus"]["channels_open"].as_u64();
         open.is_some_and(|open| open <= SERVICES)
     };
-    control.until("no connection is open", SOON, so).map(drop)
+    control.until("no connection is open", limit, so).map(drop)
 }
 
 /// The longest that an answer takes while nothing ends.
